@@ -1,0 +1,40 @@
+// Package event is the wire contract of authfence: what a listener publishes,
+// what a node reads, and the few messages by which leases and barriers are
+// asked for. It imports nothing else of the project, so that a program in any
+// language needs only this page.
+//
+// # Order
+//
+// Every event has a [Position] (term, n), compared term first, in one order
+// for the whole system. Each event also names the position before it (Prev),
+// so a reader can tell that it missed something without trusting the
+// transport. Positions are comparable within one [Epoch] only: an epoch is one
+// history of positions, and a fresh one begins whenever Postgres may have
+// lost or rewound history.
+//
+// # Subjects
+//
+// With the default prefix "authfence":
+//
+//	authfence.event    events; core NATS, captured by the stream AUTHFENCE
+//	authfence.lease    LeaseAsk   -> LeaseReply, answered by the leader
+//	authfence.report   ReportAsk  -> Report, answered by every node
+//	authfence.barrier  BarrierAsk -> Receipt, answered by the leader
+//
+// # Encoding
+//
+// A body is one compact JSON object that a person can read with "nats sub":
+//
+//	{"v":1,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41",
+//	 "at":"2026-01-02T03:04:05.123456Z",
+//	 "changes":[{"kind":"api_key","op":"update","at":"…","refs":["3f2a…"]},
+//	            {"kind":"organization","op":"truncate","at":"…","wide":true}]}
+//
+// The message headers are CloudEvents attributes in the binary content mode of
+// the CloudEvents NATS binding (1.0.3-wip), ASCII only. A reader needs no
+// header; the body is whole by itself.
+//
+// A reader ignores members that it does not know. A change that an old reader
+// would misunderstand gets a new "v", and a reader refuses a "v" that it does
+// not know with [ErrVersion], which its chain check then treats as a gap.
+package event

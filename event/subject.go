@@ -1,0 +1,65 @@
+package event
+
+import (
+	"fmt"
+	"strings"
+)
+
+// DefaultPrefix is the first part of every subject unless configured.
+const DefaultPrefix = "authfence"
+
+// Subjects lays out the NATS subjects under a prefix, so that several systems
+// can share one NATS. The zero Subjects uses [DefaultPrefix].
+type Subjects struct {
+	Prefix string // subject tokens without wildcards; default "authfence"
+}
+
+// Validate says what is wrong with the prefix.
+func (s Subjects) Validate() error {
+	if s.Prefix == "" {
+		return nil
+	}
+	for token := range strings.SplitSeq(s.Prefix, ".") {
+		if token == "" || strings.ContainsAny(token, "*> \t\r\n") || !isPrintableASCII(token) {
+			return fmt.Errorf("nats prefix %q: want ASCII words joined by dots, without spaces, * or >", clip(s.Prefix))
+		}
+	}
+	return nil
+}
+
+func (s Subjects) prefix() string {
+	if s.Prefix == "" {
+		return DefaultPrefix
+	}
+	return s.Prefix
+}
+
+// Source is the prefix in force.
+func (s Subjects) Source() string { return s.prefix() }
+
+// Event is the subject of events, on core NATS and captured by the stream.
+func (s Subjects) Event() string { return s.prefix() + ".event" }
+
+// Lease is the subject of lease asks.
+func (s Subjects) Lease() string { return s.prefix() + ".lease" }
+
+// Report is the subject on which a leader asks every node how far it is.
+func (s Subjects) Report() string { return s.prefix() + ".report" }
+
+// Barrier is the subject of barrier asks.
+func (s Subjects) Barrier() string { return s.prefix() + ".barrier" }
+
+// Stream is the default name of the JetStream stream that captures Event.
+// Stream names cannot hold dots.
+func (s Subjects) Stream() string {
+	return strings.ToUpper(strings.ReplaceAll(s.prefix(), ".", "_"))
+}
+
+func isPrintableASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
