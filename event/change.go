@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 )
 
 // Kind names a kind of watched row.
@@ -114,6 +115,9 @@ func (r Ref) validate() error {
 		return fmt.Errorf("empty ref of kind %s", r.Kind)
 	case len(r.ID) > MaxRefBytes:
 		return fmt.Errorf("ref of kind %s has %d bytes, over %d", r.Kind, len(r.ID), MaxRefBytes)
+	case !utf8.ValidString(r.ID):
+		// JSON would replace the bad bytes, and the ref would evict nothing.
+		return fmt.Errorf("ref of kind %s is not UTF-8", r.Kind)
 	case r.Kind == APIKey && (len(r.ID) != 2*sha256.Size || !isLowerHex(r.ID)):
 		// Not quoted: a wrongly mapped column could put a token here.
 		return fmt.Errorf("ref of kind %s is not 64 lower-case hex digits", r.Kind)

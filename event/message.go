@@ -66,7 +66,7 @@ type Receipt struct {
 	Confirmed   []Confirmed   `json:"confirmed"`
 	Unconfirmed []string      `json:"unconfirmed,omitempty"` // nodes seen lately that did not confirm
 	Took        time.Duration `json:"took_ns"`               // from the ask's arrival at the leader to the receipt
-	RestRefuse  Millis        `json:"rest_refuse_ms"`
+	RestRefuse  Millis        `json:"rest_refuse_ms"` // rounded up (MillisUp)
 	Error       string        `json:"error,omitempty"`
 }
 
@@ -84,6 +84,12 @@ type Millis time.Duration
 
 // Duration is m as a duration.
 func (m Millis) Duration() time.Duration { return time.Duration(m) }
+
+// MillisUp is d in milliseconds, rounded up: for a bound that is promised, as
+// RestRefuse is.
+func MillisUp(d time.Duration) Millis {
+	return Millis((d + time.Millisecond - 1).Truncate(time.Millisecond))
+}
 
 // MarshalJSON writes whole milliseconds, rounded down: a lease that loses a
 // fraction is safe, one that gains it is not.
