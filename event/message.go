@@ -66,7 +66,7 @@ type Receipt struct {
 	Confirmed   []Confirmed   `json:"confirmed"`
 	Unconfirmed []string      `json:"unconfirmed,omitempty"` // nodes seen lately that did not confirm
 	Took        time.Duration `json:"took_ns"`               // from the ask's arrival at the leader to the receipt
-	RestRefuse  Millis        `json:"rest_refuse_ms"` // rounded up (MillisUp)
+	RestRefuse  Millis        `json:"rest_refuse_ms"`        // rounded up (MillisUp)
 	Error       string        `json:"error,omitempty"`
 }
 
