@@ -1,0 +1,35 @@
+package testenv
+
+import (
+	"context"
+	"os/exec"
+	"syscall"
+)
+
+// Child is a process of the project's own (a listener, a node) that dies with this process, also when this process is
+// killed. Its methods may be called from any goroutine.
+type Child struct{ process *process }
+
+// StartChild starts cmd, whose output the caller has arranged for.
+func StartChild(cmd *exec.Cmd) (*Child, error) {
+	p, err := startProcess(cmd, syscall.SIGKILL)
+	if err != nil {
+		return nil, err
+	}
+	return &Child{process: p}, nil
+}
+
+// Done is closed when the process has ended.
+func (c *Child) Done() <-chan struct{} { return c.process.done }
+
+// Err is how the process ended, nil for exit code 0; it waits for the end.
+func (c *Child) Err() error {
+	<-c.process.done
+	return c.process.err
+}
+
+// Stop sends SIGTERM and waits for the end; when ctx ends first the process is killed and that is an error.
+func (c *Child) Stop(ctx context.Context) error { return c.process.end(ctx, syscall.SIGTERM) }
+
+// Kill sends SIGKILL and waits for the end.
+func (c *Child) Kill() error { return c.process.kill() }

@@ -1,0 +1,148 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const minPostgres = 14
+
+// ErrMissing is returned by the Start functions and by Prepare when a server is neither installed nor to be had from
+// Docker; its text says what to install.
+var ErrMissing = errors.New("missing on this machine")
+
+const installHint = "install PostgreSQL >= 14 and Redis: " +
+	"`apt-get install postgresql redis-server` (Debian, Ubuntu), " +
+	"`dnf install postgresql-server redis` (Fedora), " +
+	"`brew install postgresql@17 redis` (macOS); or start Docker"
+
+// program is a server's binary.
+type program struct {
+	path    string
+	version string // "15.14"
+}
+
+func (p program) dir() string { return filepath.Dir(p.path) }
+
+func (p program) major() int {
+	major, _, _ := strings.Cut(p.version, ".")
+	n, _ := strconv.Atoi(major)
+	return n
+}
+
+// search is where binaries are looked for.
+type search struct {
+	path     []string // directories, in order: the operator's choice, so the first that will do
+	postgres []string // globs of more directories; the newest wins
+	redis    []string
+}
+
+func machineSearch() search {
+	return search{
+		path: filepath.SplitList(os.Getenv("PATH")),
+		postgres: []string{
+			"/usr/lib/postgresql/*/bin",         // Debian, Ubuntu
+			"/usr/pgsql-*/bin",                  // PGDG on Fedora and RHEL
+			"/opt/homebrew/opt/postgresql*/bin", // Homebrew, Apple silicon
+			"/usr/local/opt/postgresql*/bin",    // Homebrew, Intel
+			"/home/linuxbrew/.linuxbrew/opt/postgresql*/bin",
+			"/Applications/Postgres.app/Contents/Versions/*/bin",
+			"/usr/local/pgsql/bin", // built from source
+		},
+		redis: []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin", "/home/linuxbrew/.linuxbrew/bin"},
+	}
+}
+
+var versionNumber = regexp.MustCompile(`\d+(\.\d+)+|\d+`)
+
+// ask runs a binary for its version; one that does not answer is not there.
+func ask(ctx context.Context, path, flag string) (program, bool) {
+	info, err := os.Stat(path)
+	if err != nil || info.IsDir() || info.Mode().Perm()&0o111 == 0 {
+		return program{}, false
+	}
+	out, err := exec.CommandContext(ctx, path, flag).Output()
+	if err != nil {
+		return program{}, false
+	}
+	version := versionNumber.FindString(string(out))
+	return program{path: path, version: version}, version != ""
+}
+
+// findPostgres returns the postgres binary; initdb stands beside it.
+func (s search) findPostgres(ctx context.Context) (program, error) {
+	var tooOld string
+	usable := func(dir string) (program, bool) {
+		path, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres"))
+		if err != nil {
+			return program{}, false
+		}
+		if _, err := os.Stat(filepath.Join(filepath.Dir(path), "initdb")); err != nil {
+			return program{}, false
+		}
+		found, ok := ask(ctx, path, "--version")
+		if ok && found.major() < minPostgres {
+			tooOld = found.version
+			return program{}, false
+		}
+		return found, ok
+	}
+	for _, dir := range s.path {
+		if found, ok := usable(dir); ok {
+			return found, nil
+		}
+	}
+	dirs := globAll(s.postgres)
+	for _, dir := range s.path {
+		config := filepath.Join(dir, "pg_config")
+		if _, err := os.Stat(config); err != nil {
+			continue
+		}
+		if out, err := exec.CommandContext(ctx, config, "--bindir").Output(); err == nil {
+			dirs = append(dirs, strings.TrimSpace(string(out)))
+		}
+	}
+	var all []program
+	for _, dir := range dirs {
+		if found, ok := usable(dir); ok {
+			all = append(all, found)
+		}
+	}
+	if len(all) > 0 {
+		return slices.MaxFunc(all, func(a, b program) int { return a.major() - b.major() }), nil
+	}
+	if tooOld != "" {
+		return program{}, fmt.Errorf("PostgreSQL %s is too old, >= %d is needed: %w", tooOld, minPostgres, ErrMissing)
+	}
+	return program{}, fmt.Errorf("PostgreSQL: %w", ErrMissing)
+}
+
+func (s search) findRedis(ctx context.Context) (program, error) {
+	for _, dir := range append(slices.Clone(s.path), globAll(s.redis)...) {
+		for _, name := range []string{"redis-server", "valkey-server"} {
+			if found, ok := ask(ctx, filepath.Join(dir, name), "--version"); ok {
+				return found, nil
+			}
+		}
+	}
+	return program{}, fmt.Errorf("Redis: %w", ErrMissing)
+}
+
+func globAll(patterns []string) []string {
+	var all []string
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(pattern)
+		if err == nil {
+			all = append(all, found...)
+		}
+	}
+	return all
+}

@@ -1,0 +1,152 @@
+package testenv
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// RedisOptions choose how a Redis is run.
+type RedisOptions struct {
+	// Args are added to the command line and win over ours (no persistence), as in "--maxmemory", "10mb".
+	Args []string
+}
+
+// RedisServer is a server on a port of its own. Its methods are for one goroutine at a time, but Addr and URL are for any.
+type RedisServer struct {
+	options RedisOptions
+	place   *place
+	program program // zero: a container
+	process *process
+}
+
+// StartRedis starts a server; it answers when it returns. Close it.
+func StartRedis(ctx context.Context, options RedisOptions) (_ *RedisServer, err error) {
+	r := &RedisServer{options: options}
+	if r.program, err = machineSearch().findRedis(ctx); err != nil && !dockerAnswers(ctx) {
+		return nil, err
+	}
+	if r.place, err = newPlace("redis"); err != nil {
+		return nil, err
+	}
+	for attempt := 1; ; attempt++ {
+		err := r.start(ctx)
+		if err == nil {
+			return r, nil
+		}
+		if attempt == startAttempts || ctx.Err() != nil || portFree(r.place.port) {
+			return nil, errors.Join(err, r.Close())
+		}
+		if err := r.place.takePort(); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+	}
+}
+
+func (r *RedisServer) start(ctx context.Context) error {
+	args := append([]string{"--save", "", "--appendonly", "no"}, r.options.Args...)
+	var cmd *exec.Cmd
+	if r.program.path == "" {
+		cmd = exec.Command("docker", containerArgs(r.container(), redisImage, r.place.port, 6379, nil,
+			append([]string{"redis-server"}, args...))...)
+	} else {
+		args = append([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(r.place.port), "--dir", r.place.dir,
+			"--daemonize", "no", "--logfile", ""}, args...)
+		cmd = exec.Command(r.program.path, args...)
+		cmd.Dir = r.place.dir
+	}
+	log := &serverLog{path: filepath.Join(r.place.dir, "log")}
+	if err := log.attach(cmd, nil); err != nil {
+		return err
+	}
+	defer log.close()
+	process, err := startProcess(cmd, signalTerminate)
+	if err != nil {
+		return err
+	}
+	r.process = process
+	err = poll(ctx, func() (bool, error) {
+		if process.exited() {
+			return false, fmt.Errorf("exited: %w", process.err)
+		}
+		return r.answers(ctx), nil
+	})
+	if err != nil {
+		return fmt.Errorf("start redis: %w%s", errors.Join(err, r.Kill()), log.tail())
+	}
+	return nil
+}
+
+// answers says whether the server answers a PING: with PONG, or that it wants a password.
+func (r *RedisServer) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	connection, err := dialer.DialContext(ctx, "tcp", r.Addr())
+	if err != nil {
+		return false
+	}
+	defer connection.Close()
+	deadline, _ := ctx.Deadline()
+	if err := connection.SetDeadline(deadline); err != nil {
+		return false
+	}
+	if _, err := connection.Write([]byte("PING\r\n")); err != nil {
+		return false
+	}
+	line, err := bufio.NewReader(connection).ReadString('\n')
+	return err == nil && (line == "+PONG\r\n" || len(line) > 7 && line[:7] == "-NOAUTH")
+}
+
+// Addr returns host and port; they do not change.
+func (r *RedisServer) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.place.port)) }
+
+// URL returns the address of database 0 as a URL.
+func (r *RedisServer) URL() string { return "redis://" + r.Addr() + "/0" }
+
+// Version returns the server's version; empty for a container.
+func (r *RedisServer) Version() string { return r.program.version }
+
+// Stop shuts the server down. Restart starts it again; what it held is lost unless Args say otherwise.
+func (r *RedisServer) Stop(ctx context.Context) error {
+	if r.process == nil || r.process.exited() {
+		return nil
+	}
+	return r.process.end(ctx, signalTerminate)
+}
+
+// Restart stops the server if it runs and starts it on the same port.
+func (r *RedisServer) Restart(ctx context.Context) error {
+	if err := r.Stop(ctx); err != nil {
+		return err
+	}
+	return r.start(ctx)
+}
+
+// Kill is the crash: SIGKILL. It returns when the process is gone.
+func (r *RedisServer) Kill() error {
+	if r.process == nil || r.process.exited() {
+		return nil
+	}
+	if r.program.path == "" {
+		return docker("kill", r.container())
+	}
+	return r.process.kill()
+}
+
+func (r *RedisServer) container() string { return filepath.Base(r.place.dir) }
+
+// Close ends the server and removes what it wrote.
+func (r *RedisServer) Close() error {
+	errs := []error{r.Kill()}
+	if r.program.path == "" {
+		errs = append(errs, removeContainer(r.container()))
+	}
+	return errors.Join(append(errs, r.place.release())...)
+}

@@ -1,0 +1,8 @@
+package testenv_test
+
+import "syscall"
+
+const (
+	stop   = syscall.SIGSTOP
+	resume = syscall.SIGCONT
+)
