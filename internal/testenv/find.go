@@ -16,13 +16,15 @@ import (
 const minPostgres = 14
 
 // ErrMissing is returned by the Start functions and by Prepare when a server is neither installed nor to be had from
-// Docker; its text says what to install.
+// Docker; the text around it says what to install.
 var ErrMissing = errors.New("missing on this machine")
 
-const installHint = "install PostgreSQL >= 14 and Redis: " +
-	"`apt-get install postgresql redis-server` (Debian, Ubuntu), " +
-	"`dnf install postgresql-server redis` (Fedora), " +
-	"`brew install postgresql@17 redis` (macOS); or start Docker"
+// missing says on one line what to do: "PostgreSQL is missing on this machine: ...".
+func missing(what string) error {
+	return fmt.Errorf("%s %w: install PostgreSQL >= %d and Redis with `apt-get install postgresql redis-server` "+
+		"(Debian, Ubuntu), `dnf install postgresql-server redis` (Fedora) or `brew install postgresql@17 redis` (macOS), "+
+		"or start Docker", what, ErrMissing, minPostgres)
+}
 
 // program is a server's binary.
 type program struct {
@@ -120,9 +122,9 @@ func (s search) findPostgres(ctx context.Context) (program, error) {
 		return slices.MaxFunc(all, func(a, b program) int { return a.major() - b.major() }), nil
 	}
 	if tooOld != "" {
-		return program{}, fmt.Errorf("PostgreSQL %s is too old, >= %d is needed: %w", tooOld, minPostgres, ErrMissing)
+		return program{}, missing("PostgreSQL " + tooOld + " is too old, a newer one is")
 	}
-	return program{}, fmt.Errorf("PostgreSQL: %w", ErrMissing)
+	return program{}, missing("PostgreSQL is")
 }
 
 func (s search) findRedis(ctx context.Context) (program, error) {
@@ -133,7 +135,7 @@ func (s search) findRedis(ctx context.Context) (program, error) {
 			}
 		}
 	}
-	return program{}, fmt.Errorf("Redis: %w", ErrMissing)
+	return program{}, missing("Redis is")
 }
 
 func globAll(patterns []string) []string {
