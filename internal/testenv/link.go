@@ -185,6 +185,7 @@ func (l *Link) carry(pair *linkPair) {
 	both.Go(func() { l.pump(pair, pair.client, server) })
 	both.Go(func() { l.pump(pair, server, pair.client) })
 	both.Wait()
+	pair.finish() // both ends said all they had to say; a reset now would take the rest of it back
 }
 
 // passable waits until bytes may pass; false means that the connection ended first.
@@ -276,7 +277,12 @@ func (p *linkPair) join(server net.Conn) bool {
 	return !ended
 }
 
-func (p *linkPair) close() {
+// close ends the pair as a cut does, finish as two ends that have closed do. The first of them counts.
+func (p *linkPair) close() { p.endBy(reset) }
+
+func (p *linkPair) finish() { p.endBy(func(connection net.Conn) { _ = connection.Close() }) }
+
+func (p *linkPair) endBy(end func(net.Conn)) {
 	p.mu.Lock()
 	ended, server := p.ended, p.server
 	p.ended = true
@@ -285,9 +291,9 @@ func (p *linkPair) close() {
 		return
 	}
 	close(p.end)
-	reset(p.client)
+	end(p.client)
 	if server != nil {
-		reset(server)
+		end(server)
 	}
 }
 
