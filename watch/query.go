@@ -1,0 +1,146 @@
+package watch
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// KeyQuery reads API keys with their organizations, many at once, for rule 20. Its one parameter is an array of what
+// the key column holds: text[] for sha256_hex and plaintext, bytea[] for sha256_bytea (see KeyIsBytes). Hex is in lower
+// case. Each element gives exactly one row, in the order given, found or not:
+//
+//	 1 key          text or bytea, the element itself
+//	 2 id           text, NULL: there is no such key
+//	 3 organization text, NULL: the key has none
+//	 4 expires_at   timestamptz, NULL: never
+//	 5 revoked_at   timestamptz, NULL: never
+//	 6 permissions  text (JSON), NULL: none
+//	 7 loaded       text (a JSON object of the key's Load columns), NULL: the key was not found
+//	 8 found        bool, whether the organization exists
+//	 9 suspended_at timestamptz, NULL: never
+//	10 loaded       text (a JSON object of the organization's Load columns), NULL: the organization was not found
+//	11 recovery     bool: this server is a standby, and nothing here may be cached (rule 16)
+//	12 epoch        text of authfence.relay, empty before the first listener
+//
+// The lookup compares the bare column, so that its index serves, and then the exact text: a collation that takes 'A' for
+// 'a' must not let one key be cached under two refs, of which a change names only one.
+func (c *Catalog) KeyQuery() string {
+	key, organization := c.Config.APIKey, c.Config.Organization
+	k := func(column string) string { return "k." + quote(column) }
+	match, order := "", []string{}
+	if c.KeyIsBytes() {
+		match = k(key.Key) + " = asked.key"
+	} else {
+		// The cast has no length: varchar(20) would cut an over-long token until it matched.
+		match = fmt.Sprintf("%s = asked.key::%s AND %s::text COLLATE \"C\" = asked.key COLLATE \"C\"",
+			k(key.Key), c.APIKey.Columns[key.Key].Type, k(key.Key))
+	}
+	// Without a unique index several rows may share the key: take the one that refuses.
+	for _, column := range []string{key.RevokedAt, key.ExpiresAt} {
+		if column != "" {
+			order = append(order, k(column)+" ASC NULLS LAST")
+		}
+	}
+	return fmt.Sprintf(`SELECT asked.key, found.id, found.organization, found.expires_at, found.revoked_at, found.permissions, found.key_loaded,
+	COALESCE(found.organization_found, false), found.suspended_at, found.organization_loaded,
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay)
+FROM pg_catalog.unnest($1::%s[]) WITH ORDINALITY AS asked(key, n)
+LEFT JOIN LATERAL (
+	SELECT %s::text AS id, %s::text AS organization, %s AS expires_at, %s AS revoked_at, %s AS permissions, %s AS key_loaded,
+		o.%s IS NOT NULL AS organization_found, %s AS suspended_at, CASE WHEN o.%s IS NOT NULL THEN %s END AS organization_loaded
+	FROM %s k LEFT JOIN %s o ON o.%s = k.%s
+	WHERE %s
+	%sLIMIT 1
+) AS found ON true
+ORDER BY asked.n`,
+		c.keyParameter(),
+		k(key.ID), k(key.Organization), c.APIKey.time("k", key.ExpiresAt), c.APIKey.time("k", key.RevokedAt),
+		optionalText("k", key.Permissions), loaded("k", key.Load),
+		quote(organization.ID), c.Organization.time("o", organization.SuspendedAt), quote(organization.ID), loaded("o", organization.Load),
+		c.APIKey.Name.SQL(), c.Organization.Name.SQL(), quote(organization.ID), quote(key.Organization),
+		match, orderBy(order))
+}
+
+// OrganizationQuery reads organizations by the text of their ids, many at once. Its one parameter is text[]; an element
+// that is no id at all (a uuid that does not parse) is an error of the whole query. Each element gives exactly one row,
+// in the order given:
+//
+//	1 id           text, the element itself
+//	2 found        bool
+//	3 suspended_at timestamptz, NULL: never
+//	4 loaded       text (a JSON object of the Load columns), NULL: not found
+//	5 recovery     bool, as in KeyQuery
+//	6 epoch        text, as in KeyQuery
+func (c *Catalog) OrganizationQuery() string {
+	t := c.Config.Organization
+	id := "o." + quote(t.ID)
+	return fmt.Sprintf(`SELECT asked.id, COALESCE(found.organization_found, false), found.suspended_at, found.loaded,
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay)
+FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS asked(id, n)
+LEFT JOIN LATERAL (
+	SELECT true AS organization_found, %s AS suspended_at, %s AS loaded
+	FROM %s o
+	WHERE %s = asked.id::%s AND %s::text COLLATE "C" = asked.id COLLATE "C"
+	LIMIT 1
+) AS found ON true
+ORDER BY asked.n`,
+		c.Organization.time("o", t.SuspendedAt), loaded("o", t.Load), c.Organization.Name.SQL(),
+		id, c.Organization.Columns[t.ID].Type, id)
+}
+
+// KeyIsBytes tells that KeyQuery takes and returns the raw 32 bytes of the hash, not text.
+func (c *Catalog) KeyIsBytes() bool { return c.Config.APIKey.KeyFormat == SHA256Bytea }
+
+func (c *Catalog) keyParameter() string {
+	if c.KeyIsBytes() {
+		return "bytea"
+	}
+	return "text"
+}
+
+// time is the column as a timestamptz that a driver, and JSON after it, can hold: what lies beyond the year 9999 is
+// never, what lies before year 1 is the beginning of time. A timestamp without a zone is UTC.
+func (r Relation) time(alias, column string) string {
+	if column == "" {
+		return "NULL::timestamptz"
+	}
+	value := alias + "." + quote(column)
+	if r.Columns[column].Type == "timestamp" {
+		value = "(" + value + " AT TIME ZONE 'UTC')"
+	}
+	return fmt.Sprintf("CASE WHEN %[1]s >= '9999-01-01 00:00:00+00' THEN NULL WHEN %[1]s < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE %[1]s END", value)
+}
+
+func optionalText(alias, column string) string {
+	if column == "" {
+		return "NULL::text"
+	}
+	return alias + "." + quote(column) + "::text"
+}
+
+func loaded(alias string, columns []string) string {
+	pairs := make([]string, len(columns))
+	for i, column := range columns {
+		pairs[i] = fmt.Sprintf("%s, %s.%s", literal(column), alias, quote(column))
+	}
+	return "pg_catalog.jsonb_build_object(" + strings.Join(pairs, ", ") + ")::text"
+}
+
+func orderBy(terms []string) string {
+	if len(terms) == 0 {
+		return ""
+	}
+	return "ORDER BY " + strings.Join(terms, ", ") + " "
+}
+
+// literal quotes a string constant; column names may hold any sign.
+func literal(text string) string {
+	if strings.Contains(text, `\`) {
+		return ` E'` + strings.NewReplacer(`'`, `''`, `\`, `\\`).Replace(text) + `'`
+	}
+	return `'` + strings.ReplaceAll(text, `'`, `''`) + `'`
+}
+
+var _ Querier = (*pgx.Conn)(nil)

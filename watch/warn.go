@@ -1,0 +1,111 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// warn looks for what works and yet surprises later.
+func (c *Catalog) warn(ctx context.Context, db Querier) error {
+	for _, unique := range []struct{ kind, field, column, then string }{
+		{APIKey, "key", c.Config.APIKey.Key, "lookups may scan the table, and of rows that share a key the one that is revoked or expires first is used"},
+		{Organization, "id", c.Config.Organization.ID, "lookups may scan the table"},
+	} {
+		found, err := hasUniqueIndex(ctx, db, c.Of(unique.kind).OID, unique.column)
+		if err != nil {
+			return err
+		}
+		if !found {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.%s: no unique index on column %q of %s alone: %s",
+				unique.kind, unique.field, unique.column, c.Of(unique.kind).Name, unique.then))
+		}
+	}
+	for _, kind := range Kinds() {
+		var secured bool
+		if err := db.QueryRow(ctx, `SELECT relrowsecurity FROM pg_catalog.pg_class WHERE oid = $1`, c.Of(kind).OID).Scan(&secured); err != nil {
+			return err
+		}
+		if secured {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.table: %s has row-level security: rows that its policies hide from the nodes' role are unknown keys",
+				kind, c.Of(kind).Name))
+		}
+	}
+	var encoding string
+	if err := db.QueryRow(ctx, `SELECT pg_catalog.getdatabaseencoding()`).Scan(&encoding); err != nil {
+		return err
+	}
+	if c.Config.APIKey.KeyFormat == Plaintext && encoding == "SQL_ASCII" {
+		c.Warnings = append(c.Warnings, "watch.api_key.key: the database's encoding is SQL_ASCII: keys that are not UTF-8 make every change of them a wide one")
+	}
+	return nil
+}
+
+func hasUniqueIndex(ctx context.Context, db Querier, table uint32, column string) (bool, error) {
+	var found bool
+	err := db.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+			WHERE i.indrelid = $1 AND a.attname = $2::text AND i.indnkeyatts = 1
+				AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+		)`, table, column).Scan(&found)
+	return found, err
+}
+
+// similarTable looks for what was probably meant: the same name in another schema, or a like name in this one.
+func similarTable(ctx context.Context, db Querier, name Name) (string, error) {
+	rows, err := db.Query(ctx, `
+		SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'authfence')
+			AND (n.nspname = $1::text OR lower(c.relname) = lower($2::text)) ORDER BY 1, 2 LIMIT 1000`, name.Schema, name.Table)
+	if err != nil {
+		return "", err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Name])
+	if err != nil {
+		return "", err
+	}
+	candidates := make([]string, len(found))
+	for i, n := range found {
+		if asciiLower(n.Table) == asciiLower(name.Table) {
+			return fmt.Sprintf("; did you mean %s?", n), nil
+		}
+		candidates[i] = n.String()
+	}
+	return didYouMean(name.String(), candidates), nil
+}
+
+// didYouMean names the candidate nearest to what was written, if one is near enough to be a slip.
+func didYouMean(written string, candidates []string) string {
+	near := slices.Clone(candidates)
+	if len(near) == 0 {
+		return ""
+	}
+	best := slices.MinFunc(near, func(a, b string) int { return distance(written, a) - distance(written, b) })
+	if distance(written, best) > max(2, len(written)/3) {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
