@@ -1,0 +1,66 @@
+# `make` prints the targets. Only Go and git are needed: what else a target needs, `prepare` sees to.
+
+GO        ?= go
+P         ?= 2
+BENCH     ?= .
+BENCHTIME ?= 1s
+FUZZTIME  ?= 20s
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Print this.
+	@sed -n 's/^\([a-z]*\): [^#]*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  Variables: P=$(P) packages tested at once; BENCH='$(BENCH)' BENCHTIME=$(BENCHTIME) FUZZTIME=$(FUZZTIME)"
+
+.PHONY: demo
+demo: prepare build ## Show it all on a real Postgres, NATS and Redis with three API nodes (about 30 s).
+	@bin/authfence demo
+
+.PHONY: test
+test: prepare-race ## Run all tests on real services, with the race detector.
+	$(GO) test -race -shuffle=on -timeout 20m -p $(P) ./...
+
+.PHONY: check
+check: format vet staticcheck test ## What a change must pass: gofmt, vet, staticcheck, test.
+
+.PHONY: bench
+bench: prepare ## Run the benchmarks, one package at a time; each measures its own floor.
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME.
+	@set -e; for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: build
+build: ## Build bin/authfence, static.
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/authfence ./cmd/authfence
+
+.PHONY: clean
+clean: ## Remove what was built, and cached test results.
+	rm -rf bin
+	$(GO) clean -testcache
+
+# Postgres and Redis: found, or installed, or one line that says what to install.
+.PHONY: prepare prepare-race
+prepare:
+	@$(GO) run ./internal/testenv/prepare
+prepare-race:
+	@$(GO) run ./internal/testenv/prepare -race
+
+.PHONY: format vet staticcheck
+format:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:" $$unformatted; exit 1; fi
+vet:
+	$(GO) vet ./...
+staticcheck:
+	$(GO) run $(STATICCHECK) ./...
