@@ -1,0 +1,200 @@
+package listener
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/authfence/authfence/event"
+)
+
+const (
+	sqlLock = `SELECT clock_timestamp() FROM authfence.relay WHERE term = $1 FOR UPDATE`
+	// Rows are found by ctid: there is no index, and no order to keep. Whoever
+	// holds the lock of sqlLock is the only one who deletes.
+	sqlDelete = `DELETE FROM authfence.change WHERE ctid = ANY(ARRAY(SELECT ctid FROM authfence.change LIMIT $1))
+		RETURNING kind, ref, op, wide, at`
+	sqlAdvance = `UPDATE authfence.relay SET n_term = $1, n = $2 WHERE term = $1`
+	sqlPeek    = `SELECT EXISTS (SELECT FROM authfence.change), EXISTS (SELECT FROM authfence.relay WHERE term = $1)`
+)
+
+// portions is into how many statements the drain of a backlog is cut: the
+// server deletes one while this process encodes the one before.
+const portions = 4
+
+// drained is the result of one drain.
+type drained struct {
+	rows   int
+	events int
+	more   bool // the drain hit its limit: rows may be left
+	lag    time.Duration
+}
+
+// drain runs one transaction of rule 8. Whatever it returns as an error leaves
+// the commit in doubt or undone, and ends the session.
+func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.s.drainTimeout()+t.s.lockTimeout())
+	defer cancel()
+	hooks := &t.s.l.hooks
+	statements, limit := 1, max(1, t.s.l.settings.BatchRows/portions)
+	if backlog {
+		statements = portions
+	}
+	if err := hooks.call(ctx, hooks.beforeDrain); err != nil {
+		return drained{}, err
+	}
+	batch := &pgx.Batch{}
+	batch.Queue("BEGIN")
+	batch.Queue(sqlLock, int64(t.number))
+	for range statements {
+		batch.Queue(sqlDelete, limit)
+	}
+	results := t.s.work.SendBatch(ctx, batch)
+	d, err := t.publishRows(ctx, results, statements, limit)
+	if closeErr := results.Close(); err == nil && closeErr != nil {
+		err = explain("drain outbox", closeErr)
+	}
+	if err != nil {
+		return drained{}, err
+	}
+	if err := hooks.call(ctx, hooks.beforeCommit); err != nil {
+		return drained{}, err
+	}
+	if err := t.commit(ctx, d.events > 0); err != nil {
+		return drained{}, fmt.Errorf("%w: %w", errCommit, explain("commit drain", err))
+	}
+	t.committed = t.last
+	return d, hooks.call(ctx, hooks.afterCommit)
+}
+
+// commit stores the position, if it moved, and commits.
+func (t *term) commit(ctx context.Context, moved bool) error {
+	batch := &pgx.Batch{}
+	if moved {
+		batch.Queue(sqlAdvance, int64(t.last.Term), int64(t.last.N))
+	}
+	batch.Queue("COMMIT")
+	results := t.s.work.SendBatch(ctx, batch)
+	var tag pgconn.CommandTag
+	var err error
+	for range batch.Len() {
+		if tag, err = results.Exec(); err != nil {
+			break
+		}
+	}
+	if err == nil && tag.String() != "COMMIT" {
+		err = fmt.Errorf("commit was answered by %s", tag) // ROLLBACK, say
+	}
+	return errors.Join(err, results.Close())
+}
+
+// publishRows reads the answers of the first round trip and publishes what they
+// hold. Rows that are published and then rolled back are published again, under
+// the next term.
+func (t *term) publishRows(ctx context.Context, results pgx.BatchResults, statements, limit int) (drained, error) {
+	hooks := &t.s.l.hooks
+	var d drained
+	if _, err := results.Exec(); err != nil {
+		return d, explain("begin drain", err)
+	}
+	var now time.Time
+	switch err := results.QueryRow().Scan(&now); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return d, errDeposed
+	case err != nil:
+		return d, explain("lock relay", err)
+	}
+	p := publisher{t: t, at: time.Now()}
+	d.more = true
+	for range statements {
+		n, err := t.readRows(results, &p)
+		if err != nil {
+			return d, err
+		}
+		d.rows += n
+		if n < limit {
+			d.more = false // this statement saw the outbox empty behind it
+		}
+	}
+	if d.rows > 0 {
+		if err := hooks.call(ctx, hooks.beforeLastPublish); err != nil {
+			return d, err
+		}
+	}
+	if err := p.flush(); err != nil {
+		return d, err
+	}
+	d.events = p.events
+	if !p.oldest.IsZero() {
+		d.lag = max(0, now.Sub(p.oldest)) // both by the clock of Postgres
+	}
+	return d, nil
+}
+
+// readRows reads the rows of one DELETE. It reads raw values: a backlog is a
+// few hundred thousand rows a second, and scanning by reflection would be the
+// slowest part.
+func (t *term) readRows(results pgx.BatchResults, p *publisher) (int, error) {
+	rows, err := results.Query()
+	if err != nil {
+		return 0, explain("delete outbox rows", err)
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		v := rows.RawValues()
+		n++
+		if err := p.add(v[0], v[1], v[2], len(v[3]) == 1 && v[3][0] == 1, timestamp(v[4])); err != nil {
+			return n, err
+		}
+	}
+	rows.Close()
+	if err := rows.Err(); err != nil {
+		return n, explain("delete outbox rows", err)
+	}
+	return n, nil
+}
+
+// postgresEpoch is where Postgres counts time from: 2000-01-01.
+const postgresEpoch = 946_684_800_000_000
+
+// timestamp reads the binary form of timestamptz; anything else is the time of
+// now, since a change without a time must be published all the same.
+func timestamp(b []byte) time.Time {
+	if len(b) == 8 {
+		us := int64(binary.BigEndian.Uint64(b)) + postgresEpoch
+		if t := time.UnixMicro(us).UTC(); t.Year() >= 1 && t.Year() <= 9999 {
+			return t
+		}
+	}
+	return time.Now().UTC()
+}
+
+// peek looks, without a transaction id being spent, whether there is anything
+// to drain and whether this term still stands.
+func (t *term) peek(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.s.l.settings.SessionTimeout)
+	defer cancel()
+	var some, ours bool
+	if err := t.s.work.QueryRow(ctx, sqlPeek, int64(t.number)).Scan(&some, &ours); err != nil {
+		return false, explain("look at outbox", err)
+	}
+	if !ours {
+		return false, errDeposed
+	}
+	return some, nil
+}
+
+// next is the position that the next event gets: numbers begin at 1 in each
+// term.
+func (t *term) next() event.Position {
+	if t.last.Term != t.number {
+		return event.Position{Term: t.number, N: 1}
+	}
+	return event.Position{Term: t.number, N: t.last.N + 1}
+}

@@ -1,0 +1,236 @@
+package listener
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/authfence/authfence/event"
+)
+
+// term is the lead from takeover to the end of the session. Its fields belong
+// to the goroutine of lead, but nodes and what is set once.
+type term struct {
+	s         *session
+	number    uint64
+	epoch     event.Epoch
+	committed event.Position // of the newest drain whose COMMIT succeeded
+	last      event.Position // of the newest event handed to NATS; committed before the first
+	triggers  string         // fingerprint
+	refused   string         // why there are no leases; empty: there are
+	since     time.Time      // takeover
+	previous  time.Duration  // the longest lease of the leaders before
+	ceiling   time.Duration  // the longest lease that the relay row admits
+	budget    int            // bytes of changes that fit into one NATS message
+	nodes     nodeTable
+
+	leaseAsks   chan *nats.Msg
+	barrierAsks chan *nats.Msg
+	asks        []leaseAsk    // taken; answered by the next drain that empties the outbox
+	barriers    []*barrierAsk // the same
+	first       triggerCheck  // of the takeover
+	rounds      chan struct{} // one token a running round of barriers
+}
+
+// Bounds of what waits: beyond them asks are dropped, and asked again by those
+// who asked.
+const (
+	maxLeaseAsks   = 1 << 16
+	maxBarrierAsks = 1 << 10
+	maxRounds      = 64
+)
+
+// awayPause is how often a leader looks whether NATS is back.
+const awayPause = 20 * time.Millisecond
+
+func newTerm(s *session, found takeover) *term {
+	t := &term{
+		s: s, number: found.term, epoch: found.epoch, committed: found.committed, last: found.committed,
+		triggers: found.triggers, since: time.Now(), previous: found.previous, ceiling: found.ceiling,
+		leaseAsks:   make(chan *nats.Msg, maxLeaseAsks),
+		barrierAsks: make(chan *nats.Msg, maxBarrierAsks),
+		rounds:      make(chan struct{}, maxRounds),
+	}
+	if len(found.renewed) > 0 {
+		s.l.log.Info("a fresh epoch begins", "term", t.number, "epoch", t.epoch.String(), "changed", found.renewed)
+	}
+	s.l.log.Info("leading", "term", t.number, "epoch", t.epoch.String(), "position", t.committed)
+	s.l.status.lead(t)
+	t.first = found.check
+	return t
+}
+
+// lead drains and answers until stop is closed (nil), life ends or something
+// fails. What it starts is joined by group, before the connections are closed.
+func (t *term) lead(life context.Context, stop <-chan struct{}, fail context.CancelCauseFunc, group *sync.WaitGroup) error {
+	l := t.s.l
+	if err := t.judge(life, t.first); err != nil {
+		return err
+	}
+	for subject, asks := range map[string]chan *nats.Msg{
+		l.subjects.Lease(): t.leaseAsks, l.subjects.Barrier(): t.barrierAsks,
+	} {
+		subscription, err := l.nc.ChanSubscribe(subject, asks)
+		if err != nil {
+			return fmt.Errorf("subscribe to asks: %w: %w", errNATSAway, err)
+		}
+		defer func() { _ = subscription.Unsubscribe() }()
+	}
+	group.Go(func() { t.s.stream.keep(life, l) })
+	defer t.abandon()
+
+	pace := pace{gather: l.settings.Gather, poll: l.settings.PollInterval, backlog: true}
+	check := time.Now().Add(l.settings.TriggerCheckInterval)
+	var away time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(earlier(pace.due(time.Now()), check)))
+		select {
+		case <-stop:
+			return nil
+		case <-life.Done():
+			return context.Cause(life)
+		case msg := <-t.leaseAsks:
+			t.takeLeaseAsk(msg)
+			pace.asked = true
+		case msg := <-t.barrierAsks:
+			t.takeBarrierAsk(msg)
+			pace.asked = true
+		case <-t.s.changed:
+			pace.changed = true
+		case <-t.s.asked:
+			pace.asked = true
+		case <-timer.C:
+		}
+		now := time.Now()
+		if !l.nc.IsConnected() {
+			// Nothing is drained that could not be published.
+			if away.IsZero() {
+				away = now
+			}
+			if now.Sub(away) > l.settings.SessionTimeout {
+				return errNATSAway
+			}
+			if err := t.s.ping(life, t.s.work); err != nil {
+				return err
+			}
+			time.Sleep(awayPause)
+			continue
+		}
+		away = time.Time{}
+		if !now.Before(check) {
+			if err := t.selfCheck(life); err != nil {
+				return err
+			}
+			check = time.Now().Add(l.settings.TriggerCheckInterval)
+		}
+		if now.Before(pace.due(now)) {
+			continue
+		}
+		if err := t.round(life, &pace, group); err != nil {
+			return err
+		}
+	}
+}
+
+// round is one drain with what comes before and after it.
+func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) error {
+	t.takeWaiting()
+	if pace.idle() && len(t.asks) == 0 && len(t.barriers) == 0 {
+		some, err := t.peek(ctx)
+		if err != nil {
+			return err
+		}
+		if !some {
+			pace.looked(time.Now())
+			return nil
+		}
+	}
+	start := time.Now()
+	d, err := t.drain(ctx, pace.backlog)
+	if err != nil {
+		return err
+	}
+	end := time.Now()
+	pace.drained(start, end, d)
+	t.s.l.status.drained(t.committed, d, end.Sub(start))
+	if d.more {
+		return nil // rows may be left that were committed before the asks
+	}
+	t.answer(end)
+	t.startBarriers(ctx, end, group)
+	return t.raiseCeiling(ctx, end)
+}
+
+// takeWaiting takes every ask that has arrived. It is called right before a
+// drain, and never during one (rule 12).
+func (t *term) takeWaiting() {
+	for {
+		select {
+		case msg := <-t.leaseAsks:
+			t.takeLeaseAsk(msg)
+		case msg := <-t.barrierAsks:
+			t.takeBarrierAsk(msg)
+		default:
+			return
+		}
+	}
+}
+
+// selfCheck is what a leader looks after every few seconds.
+func (t *term) selfCheck(ctx context.Context) error {
+	if err := t.verifyTriggers(ctx); err != nil {
+		return err
+	}
+	now := time.Now()
+	t.nodes.forget(now)
+	return t.lowerCeiling(ctx, now)
+}
+
+// pace decides when to drain: at once when idle; under load once per gather
+// window, so that the commits of a busy writer share drains.
+type pace struct {
+	gather, poll time.Duration
+
+	changed, asked, backlog bool // why the next drain is wanted
+
+	start, end time.Time // of the last drain
+	busy       bool      // it found something
+}
+
+// idle reports that only the poll tick wants a drain.
+func (p *pace) idle() bool { return !p.changed && !p.asked && !p.backlog }
+
+// due is when to drain next.
+func (p *pace) due(now time.Time) time.Time {
+	recent := now.Sub(p.end) < p.gather
+	switch {
+	case p.backlog:
+		return now
+	case p.changed && !(p.busy && recent):
+		return now
+	case p.asked && !recent:
+		return now
+	case p.changed, p.asked:
+		return p.start.Add(p.gather)
+	}
+	return p.start.Add(p.poll)
+}
+
+func (p *pace) drained(start, end time.Time, d drained) {
+	p.start, p.end, p.busy, p.backlog = start, end, d.rows > 0, d.more
+	p.changed, p.asked = false, false
+}
+
+func (p *pace) looked(now time.Time) { p.start = now }
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,223 @@
+package listener
+
+import (
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/authfence/authfence/event"
+)
+
+// Role is what a listener does at the moment.
+type Role string
+
+// The roles.
+const (
+	RoleStarting Role = "starting" // has no working session
+	RoleStandby  Role = "standby"  // another listener leads, or NATS is away
+	RoleLeader   Role = "leader"
+	RoleStopped  Role = "stopped" // Run has returned, or was never called
+)
+
+// Status is a listener at one moment, for people, probes and metrics.
+type Status struct {
+	Role     Role
+	Since    time.Time // of the role
+	Term     uint64    // zero unless leading
+	Epoch    event.Epoch
+	Position event.Position // committed
+
+	NATSConnected bool
+	Notify        string // "listening", "off", "away"
+	Notifications uint64
+
+	Drains        uint64
+	Changes       uint64 // outbox rows drained
+	Events        uint64
+	Poison        uint64 // outbox rows that the wire refuses, replaced by wide changes
+	Backlog       bool   // the last drain hit its limit
+	LastDrain     time.Time
+	LastDrainTook time.Duration
+	LastLag       time.Duration // age of the oldest change of the last drain that had any, by the clock of Postgres
+
+	AsksAnswered uint64
+	AsksRefused  uint64
+	AsksBad      uint64
+	Nodes        []NodeStatus
+
+	TriggerProblems []string // leases are refused
+	TriggerWarnings []string
+	StreamProblem   string
+	StreamDiffers   []string
+
+	SessionsEnded map[string]uint64 // by reason
+	LastProblem   string            // of the last session that failed; empty while one works
+}
+
+// NodeStatus is a node as the leader knows it.
+type NodeStatus struct {
+	Name    string
+	Epoch   event.Epoch
+	Applied event.Position
+	Seen    time.Duration // since its last ask
+	Lease   time.Duration // left
+}
+
+// status is the part of Status that is kept, and written by several goroutines.
+type status struct {
+	mu     sync.Mutex
+	now    Status
+	notify bool
+	worked bool
+	term   *term
+}
+
+func (s *status) begin(notify bool) {
+	s.now.Role, s.now.Since, s.notify = RoleStopped, time.Now(), notify
+	s.now.SessionsEnded = make(map[string]uint64)
+}
+
+func (s *status) update(change func(*Status)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.now)
+}
+
+// become reports whether the role is new.
+func (s *status) become(role Role) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if role == RoleStandby {
+		s.worked = true
+	}
+	if role == RoleStandby || role == RoleLeader {
+		s.now.LastProblem = ""
+	}
+	changed := s.now.Role != role
+	if changed {
+		s.now.Role, s.now.Since = role, time.Now()
+	}
+	if role != RoleLeader {
+		s.term = nil
+		s.now.Term, s.now.Backlog, s.now.TriggerProblems, s.now.TriggerWarnings = 0, false, nil, nil
+	}
+	return changed
+}
+
+func (s *status) lead(t *term) {
+	s.become(RoleLeader)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.worked, s.term = true, t
+	s.now.Term, s.now.Epoch, s.now.Position = t.number, t.epoch, t.committed
+}
+
+// everWorked reports whether any session of this process came as far as to wait
+// for the lead.
+func (s *status) everWorked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.worked
+}
+
+func (s *status) ended(reason string) {
+	s.update(func(now *Status) { now.SessionsEnded[reason]++ })
+}
+
+func (s *status) problem(err error) {
+	s.update(func(now *Status) { now.LastProblem = err.Error() })
+}
+
+func (s *status) notified() { s.update(func(now *Status) { now.Notifications++ }) }
+
+func (s *status) badAsk() { s.update(func(now *Status) { now.AsksBad++ }) }
+
+func (s *status) poison(rows int) { s.update(func(now *Status) { now.Poison += uint64(rows) }) }
+
+func (s *status) answered(answered, refused int) {
+	s.update(func(now *Status) {
+		now.AsksAnswered += uint64(answered)
+		now.AsksRefused += uint64(refused)
+	})
+}
+
+func (s *status) drained(committed event.Position, d drained, took time.Duration) {
+	s.update(func(now *Status) {
+		now.Drains++
+		now.Changes += uint64(d.rows)
+		now.Events += uint64(d.events)
+		now.Backlog = d.more
+		now.LastDrain, now.LastDrainTook = time.Now(), took
+		now.Position = committed
+		if d.rows > 0 {
+			now.LastLag = d.lag
+		}
+	})
+}
+
+// problems stores the findings about triggers and reports whether they are new.
+func (s *status) problems(found []string) (changed bool) {
+	s.update(func(now *Status) {
+		changed = !slices.Equal(now.TriggerProblems, found)
+		now.TriggerProblems = found
+	})
+	return changed
+}
+
+func (s *status) warnings(found []string) (changed bool) {
+	s.update(func(now *Status) {
+		changed = !slices.Equal(now.TriggerWarnings, found)
+		now.TriggerWarnings = found
+	})
+	return changed && len(found) > 0
+}
+
+func (s *status) stream(err error, differs []string) {
+	s.update(func(now *Status) {
+		now.StreamProblem, now.StreamDiffers = "", differs
+		if err != nil {
+			now.StreamProblem = err.Error()
+		}
+	})
+}
+
+// Status is the listener as it stands. It may be called at any time, by anyone.
+func (l *Listener) Status() Status {
+	l.status.mu.Lock()
+	now, term, notify := l.status.now, l.status.term, l.status.notify
+	now.SessionsEnded = maps.Clone(now.SessionsEnded)
+	l.status.mu.Unlock()
+	if term != nil {
+		now.Nodes = term.nodes.list(time.Now())
+	}
+	now.NATSConnected = l.nc.IsConnected()
+	switch {
+	case !notify:
+		now.Notify = "off"
+	case now.Role == RoleLeader || now.Role == RoleStandby:
+		now.Notify = "listening"
+	default:
+		now.Notify = "away"
+	}
+	return now
+}
+
+// Ready reports whether this listener does its part, as leader or as standby,
+// and if not, why.
+func (l *Listener) Ready() (bool, string) {
+	s := l.Status()
+	switch {
+	case s.Role == RoleStopped:
+		return false, "not running"
+	case s.Role == RoleStarting && s.LastProblem != "":
+		return false, s.LastProblem
+	case s.Role == RoleStarting:
+		return false, "starting"
+	case !s.NATSConnected:
+		return false, "nats is disconnected"
+	case len(s.TriggerProblems) > 0:
+		return false, "leases are refused: run authfence migrate up: " + s.TriggerProblems[0]
+	}
+	return true, string(s.Role)
+}
