@@ -1,0 +1,329 @@
+package authlib
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"time"
+	"unsafe"
+
+	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/invalidator"
+)
+
+// Source is where an answer came from. An answer made of several parts has the
+// source of the farthest.
+type Source uint8
+
+// The sources.
+const (
+	None    Source = iota // there was no answer, or none was needed
+	L1                    // this process
+	L2                    // Redis
+	Primary               // Postgres
+)
+
+func (s Source) String() string {
+	return [...]string{"none", "l1", "l2", "primary"}[s&3]
+}
+
+// Request is what one request demands of its answer. The zero Request demands
+// what the node promises: no answer older than Config.MaxStaleness.
+type Request struct {
+	// Bypass asks the primary with a read that begins after this request. For
+	// what must not even be stale by the bound: changing a password, paying.
+	Bypass bool
+
+	// AtLeast demands that everything up to this position is in force: a
+	// barrier's receipt, or the Position of an earlier answer. A node that is
+	// not there yet asks the primary, as with Bypass. Zero demands nothing.
+	AtLeast event.Mark
+
+	// Staleness is this request's own bound, if it is shorter than
+	// Config.MaxStaleness. Zero: Config.MaxStaleness.
+	Staleness time.Duration
+}
+
+// Result is an answer and where it came from. It is filled as far as known when
+// there is an error too.
+type Result struct {
+	Principal *Principal
+	Source    Source
+	// Position is one that the answer is at least as new as. Zero when nothing
+	// can be said: the node has no history, or Postgres is in another epoch.
+	Position event.Mark
+	// Stale: no guarantee holds for the answer; see Config.StaleOnOutage.
+	Stale bool
+}
+
+// Authenticate answers who a token stands for, from memory where it may. Its
+// errors are ErrUnknown, ErrRevoked, ErrExpired, ErrSuspended and
+// ErrUnavailable, the last as *UnavailableError. It may be called before Run:
+// what memory does not hold then waits for Run.
+func (a *Authenticator) Authenticate(ctx context.Context, token string) (*Principal, error) {
+	if len(token) == 0 || len(token) > a.cfg.MaxTokenBytes {
+		return nil, a.malformed()
+	}
+	lease := a.node.Lease()
+	sum := sumOf(token)
+	if p, verdict, ok := a.fromMemory(lease, &sum, a.cfg.MaxStaleness); ok {
+		return p, verdict
+	}
+	res, err := a.load(ctx, token, sum, demand{staleness: a.cfg.MaxStaleness})
+	return res.Principal, err
+}
+
+// AuthenticateWith is Authenticate for a request with demands of its own.
+func (a *Authenticator) AuthenticateWith(ctx context.Context, token string, r Request) (Result, error) {
+	if len(token) == 0 || len(token) > a.cfg.MaxTokenBytes {
+		return Result{}, a.malformed()
+	}
+	// Whatever is found below is at least as new as what was applied here: a
+	// change is evicted before the position moves (rule 11).
+	position := a.node.Applied()
+	d := demand{
+		staleness: a.cfg.MaxStaleness,
+		fresh:     r.Bypass || (!r.AtLeast.IsZero() && !a.node.AtLeast(r.AtLeast)),
+		strict:    r != Request{},
+	}
+	if r.Staleness > 0 {
+		d.staleness = min(d.staleness, r.Staleness)
+	}
+	lease := a.node.Lease()
+	sum := sumOf(token)
+	if !d.fresh {
+		if p, verdict, ok := a.fromMemory(lease, &sum, d.staleness); ok {
+			return Result{Principal: p, Source: L1, Position: position}, verdict
+		}
+	}
+	res, err := a.load(ctx, token, sum, d)
+	if res.Source != None && !res.Stale && !res.foreign {
+		res.Position = position
+	}
+	return res.Result, err
+}
+
+func (a *Authenticator) malformed() error {
+	a.count.malformed.Add(1)
+	a.count.negativeHits.Add(1)
+	return ErrUnknown
+}
+
+// sumOf hashes the token where it stands: a conversion would copy it.
+func sumOf(token string) [sha256.Size]byte {
+	return sha256.Sum256(unsafe.Slice(unsafe.StringData(token), len(token)))
+}
+
+// fromMemory is the hit: ok is false when memory may not answer. The order of
+// its steps is rule 19's: the lease was loaded before the look-ups (and so were
+// the generations), the clock is read after them, once.
+func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]byte, staleness time.Duration) (p *Principal, verdict error, ok bool) {
+	keyGeneration := a.l1.keyGeneration.Load()
+	organizationGeneration := a.l1.organizationGeneration.Load()
+	k, found := a.l1.keys.GetIfPresent(*sum)
+	if !found || k.generation != keyGeneration {
+		return nil, nil, false
+	}
+	o, found := a.l1.organizations.GetIfPresent(k.record.OrganizationID)
+	if !found || o.generation != organizationGeneration {
+		return nil, nil, false
+	}
+	now := invalidator.InstantOf(a.now())
+	leased := lease.ValidFor(now, staleness)
+	if !k.servable(now, leased, staleness) || !o.servable(now, leased, staleness) {
+		return nil, nil, false
+	}
+	if now.Wall >= k.deadline || now.Wall >= o.deadline {
+		if now.Wall >= k.ttl || now.Wall >= o.ttl {
+			return nil, nil, false
+		}
+		verdict = verdictOf(k, o, now.Wall)
+	}
+	a.count.l1Hits.add()
+	if verdict != nil {
+		return nil, verdict, true
+	}
+	return k.compose(o), nil, true
+}
+
+// servable is rule 19 for one entry.
+func (o *origin) servable(now invalidator.Instant, leased bool, staleness time.Duration) bool {
+	return (leased && o.leased) || o.young(now, staleness)
+}
+
+// demand is a request's demands, worked out.
+type demand struct {
+	staleness time.Duration
+	fresh     bool // the read must begin after the request
+	strict    bool // never StaleOnOutage
+}
+
+// answer is a Result in the making.
+type answer struct {
+	Result
+	foreign bool // Postgres answered in another epoch than the node's
+}
+
+func (r *answer) farther(s Source) { r.Source = max(r.Source, s) }
+
+// load answers what fromMemory could not: from memory in part, from Redis, from
+// the primary (rule 20).
+func (a *Authenticator) load(ctx context.Context, token string, sum [sha256.Size]byte, d demand) (answer, error) {
+	if !a.sendable(token) {
+		return answer{}, a.malformed()
+	}
+	res, err := a.assemble(ctx, token, sum, d)
+	var out *UnavailableError
+	switch {
+	case errors.As(err, &out) && ctx.Err() != nil:
+		a.count.abandoned.Add(1)
+	case out != nil:
+		if p, verdict, ok := a.stale(&sum, d); ok {
+			a.count.staleServed.Add(1)
+			return answer{Result: Result{Principal: p, Source: L1, Stale: true}}, verdict
+		}
+		a.count.unavailable.Add(1)
+		if out.Reason == reasonShed {
+			a.count.shed.Add(1)
+		}
+	case res.Source == Primary:
+		a.count.loads.Add(1)
+	case res.Source == L2:
+		a.count.l2Hits.Add(1)
+	case errors.Is(err, ErrUnknown):
+		a.count.negativeHits.Add(1)
+	default: // it came into memory in the meantime
+		a.count.l1Hits.add()
+	}
+	return res, err
+}
+
+// assemble finds the key, then its organization, each by the nearest way that
+// the demand allows.
+func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.Size]byte, d demand) (answer, error) {
+	var (
+		res answer
+		o   *organizationEntry
+	)
+	ctx, cancel := context.WithTimeoutCause(ctx, a.cfg.LoadTimeout, errLoadTimeout)
+	defer cancel()
+
+	k := a.keyInMemory(sum, d)
+	known := k != nil || a.l1.seen(sum)
+	if k != nil {
+		res.farther(L1)
+	} else {
+		r, late, err := a.fly(ctx, d, func() *flight {
+			f := &flight{ref: event.KeyRefOf(sum), sum: sum, known: known}
+			if a.plaintext {
+				f.token = token
+			}
+			return f
+		})
+		if err != nil {
+			return res, err
+		}
+		res.farther(r.source)
+		res.foreign = r.source == Primary && !r.leased
+		k = r.key
+		if r.organizationRead && (!late || r.organizationAdmitted) {
+			o = r.organization
+		}
+	}
+	if verdict := k.verdict(a.now().UnixNano()); verdict != nil {
+		return res, verdict
+	}
+	if k.record.OrganizationID == "" {
+		return res, ErrUnknown // a key without an organization opens nothing
+	}
+	if o == nil {
+		o = a.organizationInMemory(k.record.OrganizationID, d)
+		if o != nil {
+			res.farther(L1)
+		}
+	}
+	if o == nil {
+		r, _, err := a.fly(ctx, d, func() *flight {
+			return &flight{ref: event.OrganizationRef(k.record.OrganizationID), known: known}
+		})
+		if err != nil {
+			return res, err
+		}
+		res.farther(r.source)
+		res.foreign = res.foreign || (r.source == Primary && !r.leased)
+		o = r.organization
+	}
+	if verdict := o.verdict(a.now().UnixNano()); verdict != nil {
+		return res, verdict
+	}
+	res.Principal = k.compose(o)
+	return res, nil
+}
+
+// keyInMemory gives the key or the negative entry that memory may answer with.
+func (a *Authenticator) keyInMemory(sum [sha256.Size]byte, d demand) *keyEntry {
+	if d.fresh {
+		return nil
+	}
+	lease := a.node.Lease()
+	generation := a.l1.keyGeneration.Load()
+	k, found := a.l1.keys.GetIfPresent(sum)
+	if !found || k.generation != generation {
+		k, found = a.l1.negative.GetIfPresent(sum)
+	}
+	if !found || k.generation != generation {
+		return nil
+	}
+	now := invalidator.InstantOf(a.now())
+	if now.Wall >= k.ttl || !k.servable(now, lease.ValidFor(now, d.staleness), d.staleness) {
+		return nil
+	}
+	return k
+}
+
+func (a *Authenticator) organizationInMemory(id string, d demand) *organizationEntry {
+	if d.fresh {
+		return nil
+	}
+	lease := a.node.Lease()
+	generation := a.l1.organizationGeneration.Load()
+	o, found := a.l1.organizations.GetIfPresent(id)
+	if !found || o.generation != generation {
+		return nil
+	}
+	now := invalidator.InstantOf(a.now())
+	if now.Wall >= o.ttl || !o.servable(now, lease.ValidFor(now, d.staleness), d.staleness) {
+		return nil
+	}
+	return o
+}
+
+// stale is the opt-in of Config.StaleOnOutage: an entry that no event has
+// evicted, no further past the last moment at which it was vouched for than the
+// cap.
+func (a *Authenticator) stale(sum *[sha256.Size]byte, d demand) (p *Principal, verdict error, ok bool) {
+	most := a.cfg.StaleOnOutage
+	if most <= 0 || d.strict {
+		return nil, nil, false
+	}
+	keyGeneration := a.l1.keyGeneration.Load()
+	organizationGeneration := a.l1.organizationGeneration.Load()
+	k, found := a.l1.keys.GetIfPresent(*sum)
+	if !found || k.generation != keyGeneration {
+		return nil, nil, false
+	}
+	now := invalidator.InstantOf(a.now())
+	vouched := a.vouched.Load()
+	lately := vouched != nil && elapsed(*vouched, now) < most
+	if !k.servable(now, lately, most) {
+		return nil, nil, false
+	}
+	o, found := a.l1.organizations.GetIfPresent(k.record.OrganizationID)
+	if !found || o.generation != organizationGeneration || !o.servable(now, lately, most) {
+		return nil, nil, false
+	}
+	if verdict = verdictOf(k, o, now.Wall); verdict != nil {
+		return nil, verdict, true
+	}
+	return k.compose(o), nil, true
+}

@@ -1,0 +1,225 @@
+package authlib
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/watch"
+)
+
+// Config is what an Authenticator is made of. Pool and NATS must be set; with
+// Redis, SealKeys too. Everything else has a default, which zero stands for.
+type Config struct {
+	// Pool reaches the primary, never a replica: a standby's answer is refused.
+	// The caller's own; it stays open when Run returns. At most MaxLoads+1 of
+	// its connections are in use at once. With keys in plaintext, tokens are
+	// arguments of queries: they print as "[redacted]" in pgx's own tracers.
+	Pool *pgxpool.Pool
+
+	// NATS carries events and leases. The caller's own. Connect with
+	// MaxReconnects(-1), RetryOnFailedConnect(true) and a PingInterval of a few
+	// seconds.
+	NATS *nats.Conn
+
+	// Redis is L2, shared by all nodes: a single node, Sentinel or Cluster. The
+	// caller's own; set ContextTimeoutEnabled, and MaintNotificationsConfig to
+	// disabled for an open-source Redis. Nil: there is no L2.
+	Redis redis.UniversalClient
+
+	// Watch says where keys and organizations are. Zero: the reference schema.
+	// It must be what the migrations were run with.
+	Watch watch.Config
+
+	// MaxStaleness is the bound: no request begun this long after a commit is
+	// answered from what the commit superseded. Default 2s.
+	MaxStaleness time.Duration
+
+	// TTL is how long an entry lives in L1 and L2 when nothing evicts it, less
+	// up to a tenth. A lease makes entries safe, not this; it bounds what
+	// somebody who bypasses the triggers can do. Default 1h.
+	TTL time.Duration
+
+	// NegativeTTL is TTL for "no such key". Default 30s.
+	NegativeTTL time.Duration
+
+	// L1Bytes bounds the memory of L1, by estimate, a quarter of it for
+	// organizations. Default 64 MiB: about 100,000 keys.
+	L1Bytes int64
+
+	// MaxNegative bounds the number of negative entries. Default 50,000.
+	MaxNegative int
+
+	// MaxTokenBytes: a longer token is unknown unseen. Default 4096.
+	MaxTokenBytes int
+
+	// SealKeys seal what is written to Redis: the first seals, all open.
+	SealKeys []SealKey
+
+	// L2Prefix begins the Redis keys. Default "authfence".
+	L2Prefix string
+
+	// L2Timeout bounds one read of Redis. Default 20ms.
+	L2Timeout time.Duration
+
+	// L2Failures in a row open the breaker: Redis is then left alone for 100ms
+	// at first and up to 10s, with jitter. Default 5.
+	L2Failures int
+
+	// MaxLoads is the number of queries to the primary at once. Misses that
+	// come while all are under way are gathered into the next. Above 1, the
+	// last is kept for organizations and for keys seen before. Default 4.
+	MaxLoads int
+
+	// MaxBatch is the number of refs in one query. Default 256.
+	MaxBatch int
+
+	// MaxWaiting is the number of requests that may wait for a load, at most
+	// half of them for keys not seen before; the rest gets ErrUnavailable at
+	// once. Default 10,000.
+	MaxWaiting int
+
+	// LoadTimeout bounds a query, and how long a request waits. Default 2s.
+	LoadTimeout time.Duration
+
+	// StaleOnOutage lets a request that would get ErrUnavailable be answered
+	// from an entry in L1 that no event has evicted, up to this long after the
+	// node last held a lease (or read the entry). The answer is marked
+	// Result.Stale, counted, and breaks the bound: a key revoked meanwhile
+	// still works. Requests with demands of their own never get one. Zero: off.
+	StaleOnOutage time.Duration
+
+	// AuditInterval is how often a sample of L1 is compared with the primary
+	// (rule 23). Default 5s; negative: never.
+	AuditInterval time.Duration
+
+	// AuditSample is the number of keys in one sample, and of organizations.
+	// Default 32.
+	AuditSample int
+
+	// Name of this node, unique among those alive. Default: host and a random
+	// part.
+	Name string
+
+	// Subjects and Stream of the deployment. Default: prefix "authfence".
+	Subjects event.Subjects
+	Stream   string
+
+	// NoUnlinker keeps this process from taking part in the eviction of Redis
+	// keys; another one, `authfence invalidate` say, must then.
+	NoUnlinker bool
+
+	// Logger gets state changes at Info, self-healing at Warn, what needs a
+	// person at Error, single events at Debug. Never a token. Default: none.
+	Logger *slog.Logger
+}
+
+// DefaultConfig is a Config with every default filled in; what must be given is
+// not there yet.
+func DefaultConfig() Config { return Config{}.withDefaults() }
+
+func (c Config) withDefaults() Config {
+	if c.Watch.APIKey.Table == "" && c.Watch.Organization.Table == "" {
+		c.Watch = watch.DefaultConfig()
+	}
+	def(&c.MaxStaleness, 2*time.Second)
+	def(&c.TTL, time.Hour)
+	def(&c.NegativeTTL, 30*time.Second)
+	def(&c.L1Bytes, 64<<20)
+	def(&c.MaxNegative, 50_000)
+	def(&c.MaxTokenBytes, 4096)
+	def(&c.L2Prefix, "authfence")
+	def(&c.L2Timeout, 20*time.Millisecond)
+	def(&c.L2Failures, 5)
+	def(&c.MaxLoads, 4)
+	def(&c.MaxBatch, 256)
+	def(&c.MaxWaiting, 10_000)
+	def(&c.LoadTimeout, 2*time.Second)
+	def(&c.AuditInterval, 5*time.Second)
+	def(&c.AuditSample, 32)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func def[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate names the first field that cannot be, and the mend. What only Watch
+// and the node know is checked by New.
+func (c Config) Validate() error {
+	switch {
+	case c.Pool == nil:
+		return errors.New("Pool is nil: give a *pgxpool.Pool of the primary")
+	case c.NATS == nil:
+		return errors.New("NATS is nil: give a *nats.Conn")
+	}
+	if c.Redis != nil {
+		if _, err := newSealer(c.SealKeys); err != nil {
+			return fmt.Errorf("SealKeys: %w", err)
+		}
+	}
+	c = c.withDefaults()
+	for _, f := range []struct {
+		name          string
+		value         time.Duration
+		least, most   time.Duration
+		offIsNegative bool
+	}{
+		{"MaxStaleness", c.MaxStaleness, 100 * time.Millisecond, time.Hour, false},
+		{"TTL", c.TTL, time.Second, 7 * 24 * time.Hour, false},
+		{"NegativeTTL", c.NegativeTTL, 100 * time.Millisecond, time.Hour, false},
+		{"L2Timeout", c.L2Timeout, time.Millisecond, 5 * time.Second, false},
+		{"LoadTimeout", c.LoadTimeout, 10 * time.Millisecond, time.Minute, false},
+		{"StaleOnOutage", c.StaleOnOutage, 0, 24 * time.Hour, false},
+		{"AuditInterval", c.AuditInterval, 10 * time.Millisecond, time.Hour, true},
+	} {
+		if f.offIsNegative && f.value < 0 {
+			continue
+		}
+		if f.value < f.least || f.value > f.most {
+			return fmt.Errorf("%s is %s: want %s to %s", f.name, f.value, f.least, f.most)
+		}
+	}
+	for _, f := range []struct {
+		name        string
+		value       int64
+		least, most int64
+	}{
+		{"L1Bytes", c.L1Bytes, 64 << 10, 1 << 40},
+		{"MaxNegative", int64(c.MaxNegative), 1, 100_000_000},
+		{"MaxTokenBytes", int64(c.MaxTokenBytes), 16, 1 << 20},
+		{"L2Failures", int64(c.L2Failures), 1, 1000},
+		{"MaxLoads", int64(c.MaxLoads), 1, 256},
+		{"MaxBatch", int64(c.MaxBatch), 1, 10_000},
+		{"MaxWaiting", int64(c.MaxWaiting), 1, 10_000_000},
+		{"AuditSample", int64(c.AuditSample), 1, 10_000},
+	} {
+		if f.value < f.least || f.value > f.most {
+			return fmt.Errorf("%s is %d: want %d to %d", f.name, f.value, f.least, f.most)
+		}
+	}
+	if strings.ContainsFunc(c.L2Prefix, func(r rune) bool { return r <= ' ' || r > '~' }) || len(c.L2Prefix) > 128 {
+		return fmt.Errorf("L2Prefix: want 1 to 128 printable ASCII characters without spaces")
+	}
+	return nil
+}
+
+// discard is otter's logger: it has nothing to say of caches without loaders.
+type discard struct{}
+
+func (discard) Warn(context.Context, string, error)  {}
+func (discard) Error(context.Context, string, error) {}

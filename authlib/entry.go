@@ -1,0 +1,202 @@
+package authlib
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/authfence/authfence/invalidator"
+)
+
+// never is a deadline that does not come, and notYet one that has always passed
+// (Postgres's infinity and -infinity).
+const (
+	never  int64 = math.MaxInt64
+	notYet int64 = math.MinInt64
+)
+
+// keyRecord is the row of a key as loaded. It is not changed after it was made,
+// and principals share it. The times are Unix nanoseconds.
+type keyRecord struct {
+	ID             string          `json:"id"`
+	OrganizationID string          `json:"org"`
+	Permissions    json.RawMessage `json:"perm,omitempty"`
+	ExpiresAt      int64           `json:"exp"`
+	RevokedAt      int64           `json:"rev"`
+	Columns        columns         `json:"cols,omitempty"`
+
+	permissions Permissions
+}
+
+// organizationRecord is the row of an organization as loaded.
+type organizationRecord struct {
+	ID          string  `json:"id"`
+	SuspendedAt int64   `json:"sus"`
+	Columns     columns `json:"cols,omitempty"`
+}
+
+// origin is what an entry needs to be judged by rule 19.
+type origin struct {
+	generation uint64              // of its kind in L1, at the insert
+	began      invalidator.Instant // when its own read of the primary began; zero: it came from L2
+	leased     bool                // a lease may vouch for it; else only its own read does
+	ttl        int64               // end of its time to live
+	digest     [16]byte            // of the row, for the audit
+}
+
+// keyEntry is a key in L1. Only its principal changes.
+type keyEntry struct {
+	origin
+	record *keyRecord // nil: there is no such key (a negative entry)
+	// deadline is the first of ttl, expiry and revocation: a hit compares this
+	// one, and looks at the rest once it has passed.
+	deadline  int64
+	principal atomic.Pointer[Principal] // composed with the organization last seen
+}
+
+// organizationEntry is an organization in L1.
+type organizationEntry struct {
+	origin
+	record   *organizationRecord // nil: there is no such organization
+	deadline int64               // the first of ttl and suspension; notYet without a record
+}
+
+func newKeyEntry(r *keyRecord, o origin) *keyEntry {
+	e := &keyEntry{origin: o, record: r, deadline: o.ttl}
+	if r != nil {
+		e.deadline = min(o.ttl, r.ExpiresAt, r.RevokedAt)
+	}
+	return e
+}
+
+func newOrganizationEntry(r *organizationRecord, o origin) *organizationEntry {
+	if r == nil {
+		return &organizationEntry{origin: o, deadline: notYet}
+	}
+	return &organizationEntry{origin: o, record: r, deadline: min(o.ttl, r.SuspendedAt)}
+}
+
+// young reports whether the entry's own read of the primary began less than
+// staleness ago, by both clocks (rule 19).
+func (o *origin) young(now invalidator.Instant, staleness time.Duration) bool {
+	if o.began == (invalidator.Instant{}) {
+		return false
+	}
+	return elapsed(o.began, now) < staleness
+}
+
+// elapsed is the larger of what the two clocks say.
+func elapsed(from, to invalidator.Instant) time.Duration {
+	return time.Duration(max(to.Mono-from.Mono, to.Wall-from.Wall))
+}
+
+// verdict says what the row itself means at a wall clock's time: nil, ErrRevoked
+// or ErrExpired; ErrUnknown for a negative entry.
+func (e *keyEntry) verdict(wall int64) error {
+	switch {
+	case e.record == nil:
+		return ErrUnknown
+	case wall >= e.record.RevokedAt:
+		return ErrRevoked
+	case wall >= e.record.ExpiresAt:
+		return ErrExpired
+	}
+	return nil
+}
+
+// verdict says what the organization means for its keys.
+func (e *organizationEntry) verdict(wall int64) error {
+	switch {
+	case e.record == nil:
+		return ErrUnknown
+	case wall >= e.record.SuspendedAt:
+		return ErrSuspended
+	}
+	return nil
+}
+
+// verdictOf judges the key first: what the organization is, is nobody's business
+// who holds a revoked key.
+func verdictOf(k *keyEntry, o *organizationEntry, wall int64) error {
+	if verdict := k.verdict(wall); verdict != nil {
+		return verdict
+	}
+	return o.verdict(wall)
+}
+
+// compose gives the principal of a good key with its good organization. It makes
+// one only when the organization is another than the last time.
+func (e *keyEntry) compose(o *organizationEntry) *Principal {
+	if p := e.principal.Load(); p != nil && p.organization == o.record {
+		return p
+	}
+	p := &Principal{key: e.record, organization: o.record}
+	e.principal.Store(p)
+	return p
+}
+
+// About what an entry takes beside its texts: the structs, otter's node with its
+// key, and their share of the table.
+const (
+	keyEntryBytes          = 480
+	organizationEntryBytes = 320
+)
+
+func (e *keyEntry) weight() uint32 {
+	r := e.record
+	if r == nil {
+		return keyEntryBytes
+	}
+	return weight(keyEntryBytes + len(r.ID) + len(r.OrganizationID) +
+		len(r.Permissions) + r.permissions.bytes() + r.Columns.bytes())
+}
+
+func (e *organizationEntry) weight() uint32 {
+	r := e.record
+	if r == nil {
+		return organizationEntryBytes
+	}
+	return weight(organizationEntryBytes + 2*len(r.ID) + r.Columns.bytes())
+}
+
+func weight(n int) uint32 { return uint32(min(n, math.MaxUint32)) }
+
+// encodeKey and encodeOrganization give the record's one text form: what is
+// sealed into L2, and what the digest is taken of.
+func encodeKey(r *keyRecord) []byte { return mustJSON(r) }
+
+func encodeOrganization(r *organizationRecord) []byte { return mustJSON(r) }
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		// Permissions is the one member that can fail; it came from a jsonb
+		// column or passed a decoder.
+		panic("authlib: a loaded record does not encode: " + err.Error())
+	}
+	return b
+}
+
+var negativeDigest = digestOf(nil)
+
+func digestOf(encoded []byte) (d [16]byte) {
+	sum := sha256.Sum256(encoded)
+	copy(d[:], sum[:])
+	return d
+}
+
+func keyDigest(r *keyRecord) [16]byte {
+	if r == nil {
+		return negativeDigest
+	}
+	return digestOf(encodeKey(r))
+}
+
+func organizationDigest(r *organizationRecord) [16]byte {
+	if r == nil {
+		return negativeDigest
+	}
+	return digestOf(encodeOrganization(r))
+}
