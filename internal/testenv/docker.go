@@ -13,17 +13,7 @@ import (
 // The fallback for machines with a Docker engine and no servers. A container is run in the foreground by a docker
 // client that is our child, so everything else is as for a binary: the client hands signals on to the server, and
 // a dying parent signals the client.
-const (
-	postgresImage     = "postgres:17-alpine"
-	redisImage        = "redis:8-alpine"
-	containerPassword = "authfence-testenv"
-)
-
-func dockerAnswers(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	return exec.CommandContext(ctx, "docker", "info").Run() == nil
-}
+const containerPassword = "authfence-testenv"
 
 func containerArgs(name, image string, port, inside int, options, command []string) []string {
 	args := []string{"run", "--rm", "--name", name,

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 const (
@@ -55,7 +57,7 @@ func (p *place) claim() error {
 	if p.lock, err = os.Create(filepath.Join(p.dir, lockName+".new")); err != nil {
 		return fmt.Errorf("create directory lock: %w", err)
 	}
-	if _, err := lockFile(p.lock, true); err != nil {
+	if _, err := machine.LockFile(p.lock, true); err != nil {
 		return fmt.Errorf("lock server directory: %w", err)
 	}
 	if err := os.Rename(p.lock.Name(), filepath.Join(p.dir, lockName)); err != nil {
@@ -106,6 +108,7 @@ func (p *place) release() error {
 	if p.lock != nil {
 		errs = append(errs, p.lock.Close())
 	}
+	sweep(filepath.Dir(p.dir)) // of children of ours that were killed, like the demo's NATS
 	return errors.Join(errs...)
 }
 
@@ -137,7 +140,7 @@ func sweep(base string) {
 			}
 			continue
 		}
-		if held, err := lockFile(lock, false); err == nil && held {
+		if held, err := machine.LockFile(lock, false); err == nil && held {
 			_ = os.RemoveAll(dir)
 		}
 		_ = lock.Close()

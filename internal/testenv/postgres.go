@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 // startAttempts is how many ports are tried when somebody else takes the one we chose first.
@@ -41,7 +43,7 @@ type PostgresOptions struct {
 type Postgres struct {
 	options  PostgresOptions
 	place    *place
-	program  program // zero: a container
+	program  machine.Program // zero: a container
 	account  account
 	password string
 	process  *process
@@ -52,8 +54,8 @@ type Postgres struct {
 func StartPostgres(ctx context.Context, options PostgresOptions) (_ *Postgres, err error) {
 	p := &Postgres{options: options}
 	inContainer := false
-	if p.program, err = machineSearch().findPostgres(ctx); err != nil {
-		if !dockerAnswers(ctx) {
+	if p.program, err = machine.FindPostgres(ctx); err != nil {
+		if !machine.DockerAnswers(ctx) {
 			return nil, err
 		}
 		inContainer = true
@@ -68,7 +70,7 @@ func StartPostgres(ctx context.Context, options PostgresOptions) (_ *Postgres, e
 	}()
 	switch {
 	case inContainer && options.StandbyOf != nil:
-		return nil, fmt.Errorf("start standby: needs the server's binaries: %w", ErrMissing)
+		return nil, fmt.Errorf("start standby: needs the server's binaries: %w", machine.ErrMissing)
 	case inContainer:
 		p.password = containerPassword
 	default:
@@ -97,7 +99,7 @@ func StartPostgres(ctx context.Context, options PostgresOptions) (_ *Postgres, e
 func (p *Postgres) fill(ctx context.Context) (err error) {
 	primary := p.options.StandbyOf
 	if primary == nil {
-		p.password, err = p.program.cluster(ctx, p.DataDir(), p.account, p.options.OwnIdentity)
+		p.password, err = newCluster(ctx, p.program, p.DataDir(), p.account, p.options.OwnIdentity)
 		return err
 	}
 	p.password = primary.password
@@ -107,7 +109,7 @@ func (p *Postgres) fill(ctx context.Context) (err error) {
 	if err := p.account.own(p.DataDir()); err != nil {
 		return fmt.Errorf("hand over data directory: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(p.program.dir(), "pg_basebackup"), "--pgdata", p.DataDir(),
+	cmd := exec.CommandContext(ctx, filepath.Join(p.program.Dir(), "pg_basebackup"), "--pgdata", p.DataDir(),
 		"--dbname", primary.URL("postgres"), "--write-recovery-conf", "--wal-method", "stream", "--checkpoint", "fast",
 		"--no-sync")
 	cmd.Dir, cmd.Env = p.DataDir(), postgresEnvironment(p.DataDir())
@@ -127,7 +129,7 @@ func (p *Postgres) settings() []string {
 	if !p.options.Fsync {
 		settings["fsync"], settings["full_page_writes"] = "off", "off"
 	}
-	if p.program.path != "" { // a container has its own inside, and the port is mapped
+	if p.program.Path != "" { // a container has its own inside, and the port is mapped
 		settings["port"] = strconv.Itoa(p.place.port)
 		settings["listen_addresses"] = "127.0.0.1"
 		settings["unix_socket_directories"] = ""
@@ -143,12 +145,12 @@ func (p *Postgres) settings() []string {
 
 func (p *Postgres) start(ctx context.Context) error {
 	var cmd *exec.Cmd
-	if p.program.path == "" {
-		cmd = exec.Command("docker", containerArgs(p.container(), postgresImage, p.place.port, 5432,
+	if p.program.Path == "" {
+		cmd = exec.Command("docker", containerArgs(p.container(), machine.PostgresImage, p.place.port, 5432,
 			[]string{"--volume", p.container() + ":/var/lib/postgresql/data", "--env", "POSTGRES_PASSWORD=" + p.password},
 			append([]string{"postgres"}, p.settings()...))...)
 	} else {
-		cmd = exec.Command(p.program.path, append([]string{"-D", p.DataDir()}, p.settings()...)...)
+		cmd = exec.Command(p.program.Path, append([]string{"-D", p.DataDir()}, p.settings()...)...)
 		cmd.Dir, cmd.Env = p.DataDir(), postgresEnvironment(p.DataDir())
 		p.account.apply(cmd)
 	}
@@ -203,7 +205,7 @@ func (p *Postgres) Port() int { return p.place.port }
 func (p *Postgres) DataDir() string { return filepath.Join(p.place.dir, "data") }
 
 // Version returns the server's version, as in "15.14"; empty for a container.
-func (p *Postgres) Version() string { return p.program.version }
+func (p *Postgres) Version() string { return p.program.Version }
 
 // ServerPID returns the postmaster's process id (a container's: that of its client), and 0 when it does not run.
 func (p *Postgres) ServerPID() int {
@@ -263,7 +265,7 @@ func (p *Postgres) Kill() error {
 	if p.process == nil || p.process.exited() {
 		return nil
 	}
-	if p.program.path == "" {
+	if p.program.Path == "" {
 		return p.killContainer()
 	}
 	p.killed = true
@@ -346,7 +348,7 @@ func (p *Postgres) Close() error {
 	if p.killed {
 		errs = append(errs, removeSharedMemory(p.DataDir()))
 	}
-	if p.program.path == "" {
+	if p.program.Path == "" {
 		errs = append(errs, removeContainer(p.container()))
 	}
 	return errors.Join(append(errs, p.place.release())...)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 // RedisOptions choose how a Redis is run.
@@ -22,14 +24,14 @@ type RedisOptions struct {
 type RedisServer struct {
 	options RedisOptions
 	place   *place
-	program program // zero: a container
+	program machine.Program // zero: a container
 	process *process
 }
 
 // StartRedis starts a server; it answers when it returns. Close it.
 func StartRedis(ctx context.Context, options RedisOptions) (_ *RedisServer, err error) {
 	r := &RedisServer{options: options}
-	if r.program, err = machineSearch().findRedis(ctx); err != nil && !dockerAnswers(ctx) {
+	if r.program, err = machine.FindRedis(ctx); err != nil && !machine.DockerAnswers(ctx) {
 		return nil, err
 	}
 	if r.place, err = newPlace("redis"); err != nil {
@@ -52,13 +54,13 @@ func StartRedis(ctx context.Context, options RedisOptions) (_ *RedisServer, err 
 func (r *RedisServer) start(ctx context.Context) error {
 	args := append([]string{"--save", "", "--appendonly", "no"}, r.options.Args...)
 	var cmd *exec.Cmd
-	if r.program.path == "" {
-		cmd = exec.Command("docker", containerArgs(r.container(), redisImage, r.place.port, 6379, nil,
+	if r.program.Path == "" {
+		cmd = exec.Command("docker", containerArgs(r.container(), machine.RedisImage, r.place.port, 6379, nil,
 			append([]string{"redis-server"}, args...))...)
 	} else {
 		args = append([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(r.place.port), "--dir", r.place.dir,
 			"--daemonize", "no", "--logfile", ""}, args...)
-		cmd = exec.Command(r.program.path, args...)
+		cmd = exec.Command(r.program.Path, args...)
 		cmd.Dir = r.place.dir
 	}
 	log := &serverLog{path: filepath.Join(r.place.dir, "log")}
@@ -111,7 +113,7 @@ func (r *RedisServer) Addr() string { return net.JoinHostPort("127.0.0.1", strco
 func (r *RedisServer) URL() string { return "redis://" + r.Addr() + "/0" }
 
 // Version returns the server's version; empty for a container.
-func (r *RedisServer) Version() string { return r.program.version }
+func (r *RedisServer) Version() string { return r.program.Version }
 
 // Stop shuts the server down. Restart starts it again; what it held is lost unless Args say otherwise.
 func (r *RedisServer) Stop(ctx context.Context) error {
@@ -134,7 +136,7 @@ func (r *RedisServer) Kill() error {
 	if r.process == nil || r.process.exited() {
 		return nil
 	}
-	if r.program.path == "" {
+	if r.program.Path == "" {
 		return docker("kill", r.container())
 	}
 	return r.process.kill()
@@ -145,7 +147,7 @@ func (r *RedisServer) container() string { return filepath.Base(r.place.dir) }
 // Close ends the server and removes what it wrote.
 func (r *RedisServer) Close() error {
 	errs := []error{r.Kill()}
-	if r.program.path == "" {
+	if r.program.Path == "" {
 		errs = append(errs, removeContainer(r.container()))
 	}
 	return errors.Join(append(errs, r.place.release())...)

@@ -32,7 +32,5 @@ func running(int) bool            { return false }
 func stopped(int) bool            { return true }
 func children(int) ([]int, error) { return nil, nil }
 
-func lockFile(*os.File, bool) (bool, error) { return true, nil }
-
 func tieToParent(*exec.Cmd, os.Signal)            {}
 func watchParent(int, os.Signal) (release func()) { return func() {} }

@@ -10,20 +10,22 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 const superuser = "postgres"
 
-// cluster fills dir with a fresh database cluster and returns the superuser's password.
+// newCluster fills dir with a fresh database cluster and returns the superuser's password.
 //
 // initdb takes most of a second on an idle machine and copying its result a tenth, so the result is kept in the user's
 // cache directory, one for each version, account and layout. All copies share one system identifier and one password.
-func (p program) cluster(ctx context.Context, dir string, as account, fresh bool) (password string, err error) {
+func newCluster(ctx context.Context, p machine.Program, dir string, as account, fresh bool) (password string, err error) {
 	cache, err := os.UserCacheDir()
 	if fresh || err != nil {
-		return p.initialize(ctx, dir, as)
+		return initialize(ctx, p, dir, as)
 	}
-	name := fmt.Sprintf("postgres-%s-uid%d-v1", p.version, as.uid)
+	name := fmt.Sprintf("postgres-%s-uid%d-v1", p.Version, as.uid)
 	cache = filepath.Join(cache, "authfence")
 	template := filepath.Join(cache, name)
 	if password, err := copyCluster(template, dir, as); err == nil {
@@ -31,14 +33,14 @@ func (p program) cluster(ctx context.Context, dir string, as account, fresh bool
 	}
 
 	if err := os.MkdirAll(cache, 0o700); err != nil {
-		return p.initialize(ctx, dir, as) // a home that cannot be written
+		return initialize(ctx, p, dir, as) // a home that cannot be written
 	}
 	lock, err := os.OpenFile(template+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return "", fmt.Errorf("open template lock: %w", err)
 	}
 	defer lock.Close()
-	if _, err := lockFile(lock, true); err != nil {
+	if _, err := machine.LockFile(lock, true); err != nil {
 		return "", fmt.Errorf("lock template: %w", err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -50,7 +52,7 @@ func (p program) cluster(ctx context.Context, dir string, as account, fresh bool
 	if err := os.RemoveAll(dir); err != nil {
 		return "", fmt.Errorf("clear data directory: %w", err)
 	}
-	password, err = p.initialize(ctx, dir, as)
+	password, err = initialize(ctx, p, dir, as)
 	if err != nil {
 		return "", err
 	}
@@ -59,7 +61,7 @@ func (p program) cluster(ctx context.Context, dir string, as account, fresh bool
 	return password, nil
 }
 
-func (p program) initialize(ctx context.Context, dir string, as account) (password string, err error) {
+func initialize(ctx context.Context, p machine.Program, dir string, as account) (password string, err error) {
 	password = rand.Text()
 	file := dir + ".password"
 	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
@@ -75,7 +77,7 @@ func (p program) initialize(ctx context.Context, dir string, as account) (passwo
 	if err := as.own(dir); err != nil {
 		return "", fmt.Errorf("hand over data directory: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(p.dir(), "initdb"), "--pgdata", dir, "--username", superuser,
+	cmd := exec.CommandContext(ctx, filepath.Join(p.Dir(), "initdb"), "--pgdata", dir, "--username", superuser,
 		"--pwfile", file, "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync", "--no-instructions")
 	cmd.Dir, cmd.Env = dir, postgresEnvironment(dir)
 	as.apply(cmd)

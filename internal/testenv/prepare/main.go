@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/signal"
 
-	"github.com/authfence/authfence/internal/testenv"
+	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 func main() {
@@ -17,9 +17,9 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	err := testenv.Prepare(ctx, os.Stdout)
+	err := machine.Prepare(ctx, os.Stdout)
 	if err == nil && *race {
-		err = testenv.PrepareRace(ctx, os.Stdout)
+		err = machine.PrepareRace(ctx, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prepare:", err)

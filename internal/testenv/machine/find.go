@@ -1,4 +1,4 @@
-package testenv
+package machine
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 
 const minPostgres = 14
 
-// ErrMissing is returned by the Start functions and by Prepare when a server is neither installed nor to be had from
-// Docker; the text around it says what to install.
+// ErrMissing is returned when a server is not installed, by Prepare when it is not to be had from Docker either. The
+// text around it says on one line what to install.
 var ErrMissing = errors.New("missing on this machine")
 
 // missing says on one line what to do: "PostgreSQL is missing on this machine: ...".
@@ -26,19 +26,27 @@ func missing(what string) error {
 		"or start Docker", what, ErrMissing, minPostgres)
 }
 
-// program is a server's binary.
-type program struct {
-	path    string
-	version string // "15.14"
+// Program is a server's binary.
+type Program struct {
+	Path    string
+	Version string // "15.14"
 }
 
-func (p program) dir() string { return filepath.Dir(p.path) }
+// Dir returns the directory of the binary; its tools stand beside it.
+func (p Program) Dir() string { return filepath.Dir(p.Path) }
 
-func (p program) major() int {
-	major, _, _ := strings.Cut(p.version, ".")
+func (p Program) major() int {
+	major, _, _ := strings.Cut(p.Version, ".")
 	n, _ := strconv.Atoi(major)
 	return n
 }
+
+// FindPostgres returns the postgres binary to use: the first one new enough on PATH, else the newest of the usual
+// places. initdb stands beside it.
+func FindPostgres(ctx context.Context) (Program, error) { return machineSearch().findPostgres(ctx) }
+
+// FindRedis returns the redis-server or valkey-server binary to use.
+func FindRedis(ctx context.Context) (Program, error) { return machineSearch().findRedis(ctx) }
 
 // search is where binaries are looked for.
 type search struct {
@@ -66,34 +74,33 @@ func machineSearch() search {
 var versionNumber = regexp.MustCompile(`\d+(\.\d+)+|\d+`)
 
 // ask runs a binary for its version; one that does not answer is not there.
-func ask(ctx context.Context, path, flag string) (program, bool) {
+func ask(ctx context.Context, path, flag string) (Program, bool) {
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() || info.Mode().Perm()&0o111 == 0 {
-		return program{}, false
+		return Program{}, false
 	}
 	out, err := exec.CommandContext(ctx, path, flag).Output()
 	if err != nil {
-		return program{}, false
+		return Program{}, false
 	}
 	version := versionNumber.FindString(string(out))
-	return program{path: path, version: version}, version != ""
+	return Program{Path: path, Version: version}, version != ""
 }
 
-// findPostgres returns the postgres binary; initdb stands beside it.
-func (s search) findPostgres(ctx context.Context) (program, error) {
+func (s search) findPostgres(ctx context.Context) (Program, error) {
 	var tooOld string
-	usable := func(dir string) (program, bool) {
+	usable := func(dir string) (Program, bool) {
 		path, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres"))
 		if err != nil {
-			return program{}, false
+			return Program{}, false
 		}
 		if _, err := os.Stat(filepath.Join(filepath.Dir(path), "initdb")); err != nil {
-			return program{}, false
+			return Program{}, false
 		}
 		found, ok := ask(ctx, path, "--version")
 		if ok && found.major() < minPostgres {
-			tooOld = found.version
-			return program{}, false
+			tooOld = found.Version
+			return Program{}, false
 		}
 		return found, ok
 	}
@@ -112,22 +119,22 @@ func (s search) findPostgres(ctx context.Context) (program, error) {
 			dirs = append(dirs, strings.TrimSpace(string(out)))
 		}
 	}
-	var all []program
+	var all []Program
 	for _, dir := range dirs {
 		if found, ok := usable(dir); ok {
 			all = append(all, found)
 		}
 	}
 	if len(all) > 0 {
-		return slices.MaxFunc(all, func(a, b program) int { return a.major() - b.major() }), nil
+		return slices.MaxFunc(all, func(a, b Program) int { return a.major() - b.major() }), nil
 	}
 	if tooOld != "" {
-		return program{}, missing("PostgreSQL " + tooOld + " is too old, a newer one is")
+		return Program{}, missing("PostgreSQL " + tooOld + " is too old, a newer one is")
 	}
-	return program{}, missing("PostgreSQL is")
+	return Program{}, missing("PostgreSQL is")
 }
 
-func (s search) findRedis(ctx context.Context) (program, error) {
+func (s search) findRedis(ctx context.Context) (Program, error) {
 	for _, dir := range append(slices.Clone(s.path), globAll(s.redis)...) {
 		for _, name := range []string{"redis-server", "valkey-server"} {
 			if found, ok := ask(ctx, filepath.Join(dir, name), "--version"); ok {
@@ -135,7 +142,7 @@ func (s search) findRedis(ctx context.Context) (program, error) {
 			}
 		}
 	}
-	return program{}, missing("Redis is")
+	return Program{}, missing("Redis is")
 }
 
 func globAll(patterns []string) []string {

@@ -1,4 +1,4 @@
-package testenv
+package machine
 
 import (
 	"bytes"
@@ -128,7 +128,7 @@ func TestPrepare_FallsBackToContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, image := range []string{postgresImage, redisImage} {
+	for _, image := range []string{PostgresImage, RedisImage} {
 		if !strings.Contains(string(calls), "pull --quiet "+image+"\n") {
 			t.Errorf("%s was not pulled: %s", image, calls)
 		}
@@ -165,16 +165,8 @@ func TestFind_PrefersThePathThenTheNewest(t *testing.T) {
 			s.path = []string{path}
 		}
 		found, err := s.findPostgres(t.Context())
-		if err != nil || found.version != want {
-			t.Errorf("path %q: found %q, %v; want %s", path, found.version, err, want)
+		if err != nil || found.Version != want {
+			t.Errorf("path %q: found %q, %v; want %s", path, found.Version, err, want)
 		}
-	}
-}
-
-func TestContainerArgs(t *testing.T) {
-	got := strings.Join(containerArgs("name", redisImage, 12345, 6379, []string{"--volume", "v:/data"}, []string{"redis-server", "--save", ""}), " ")
-	want := "run --rm --name name --publish 127.0.0.1:12345:6379 --volume v:/data " + redisImage + " redis-server --save "
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
