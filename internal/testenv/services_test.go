@@ -167,7 +167,10 @@ func eventually[T any](t *testing.T, try func(context.Context) (T, error)) T {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for {
-		value, err := try(ctx)
+		// A request that a dying server took with it is never answered: each try has a deadline of its own.
+		once, cancelOnce := context.WithTimeout(ctx, 2*time.Second)
+		value, err := try(once)
+		cancelOnce()
 		if err == nil {
 			return value
 		}
