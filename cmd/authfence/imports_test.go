@@ -1,0 +1,51 @@
+package main
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/authfence/authfence/"
+
+// TestImports_GoOneWay holds the arrows of docs/design.md: what each room may
+// reach, directly or not, of ours and of the heavy modules.
+func TestImports_GoOneWay(t *testing.T) {
+	for _, room := range []struct {
+		name  string
+		ours  []string // every package of ours that it may reach
+		never []string // modules that it must not link
+	}{
+		{name: "event"},
+		{name: "watch"},
+		{name: "barrier", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
+		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
+		{name: "listener", ours: []string{"event"}, never: []string{"nats-server", "redis", "otter", "grpc"}},
+		{name: "invalidator", ours: []string{"event"}, never: []string{"nats-server", "pgx", "grpc"}},
+		{name: "authlib", ours: []string{"event", "invalidator", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "watch"}, never: []string{"nats-server", "kong"}},
+		{name: "internal/history"},
+	} {
+		t.Run(strings.ReplaceAll(room.name, "/", "_"), func(t *testing.T) {
+			out, err := exec.Command("go", "list", "-deps", module+room.name).Output()
+			if err != nil {
+				t.Fatalf("go list: %v", err)
+			}
+			deps := strings.Fields(string(out))
+			if !slices.Contains(deps, module+room.name) {
+				t.Fatalf("go list does not know %s", room.name)
+			}
+			for _, dep := range deps {
+				if ours, ok := strings.CutPrefix(dep, module); ok && ours != room.name && !slices.Contains(room.ours, ours) {
+					t.Errorf("%s reaches %s", room.name, ours)
+				}
+				for _, heavy := range room.never {
+					if strings.Contains(dep, "/"+heavy) {
+						t.Errorf("%s links %s", room.name, dep)
+					}
+				}
+			}
+		})
+	}
+}

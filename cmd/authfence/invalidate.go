@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/authfence/authfence/authlib"
+	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/invalidator"
+)
+
+type invalidateCommand struct {
+	natsFlags
+	redisFlags
+	Health   string `default:"127.0.0.1:7602" placeholder:"HOST:PORT" help:"Where /healthz (alive) and /readyz (fresh, with the reason when not) answer; empty for nowhere."`
+	Announce bool   `hidden:"" env:"-"`
+
+	Name         string        `placeholder:"NAME" help:"Name of this node in leases, receipts and logs, unique among the living (default: host and process)."`
+	MaxStaleness time.Duration `default:"2s" help:"The bound: no request begun this long after a commit is answered from what it superseded."`
+	Unlinker     string        `default:"authfence-unlink" placeholder:"NAME" help:"Durable consumer that all invalidators of one Redis share; another name for another Redis."`
+}
+
+func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
+	subjects, err := c.subjects()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	name := nodeName(c.Name)
+	nc, err := c.connect(name, s.log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
+		Name: name, Subjects: subjects, Stream: c.stream(subjects), MaxStaleness: c.MaxStaleness, Logger: s.log,
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	group, running := errgroup.WithContext(ctx)
+	if client != nil {
+		defer client.Close()
+		key := func(ref event.Ref) string { return authlib.RedisKey(c.RedisPrefix, ref) }
+		unlinker, err := invalidator.NewUnlinker(nc, client, key, invalidator.UnlinkConfig{
+			Subjects: subjects, Stream: c.stream(subjects), Durable: c.Unlinker, Logger: s.log,
+		})
+		if err != nil {
+			return usageError{err}
+		}
+		group.Go(func() error { return unlinker.Run(running) })
+	}
+	wait, err := healthFlags{Health: c.Health, Announce: c.Announce}.serveHealth(ctx, s, func() (bool, string, any) {
+		status := node.Status()
+		return status.Phase == invalidator.Fresh, string(status.Phase) + ": " + status.Reason, status
+	})
+	if err != nil {
+		return err
+	}
+	s.log.Info("invalidator starts", "version", buildVersion())
+	group.Go(func() error { return node.Run(running) })
+	err = group.Wait()
+	stop()
+	s.log.Info("invalidator stopped")
+	return errors.Join(err, wait())
+}
+
+// nothingCached is the cache of a process that keeps floors, confirms barriers
+// and cleans Redis, but answers nobody itself.
+type nothingCached struct{}
+
+func (nothingCached) Evict(event.Kind, []string) {}
+func (nothingCached) EvictKind(event.Kind)       {}
+func (nothingCached) Flush()                     {}

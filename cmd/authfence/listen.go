@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/authfence/authfence/listener"
+)
+
+type listenCommand struct {
+	postgresFlags
+	natsFlags
+	healthFlags
+
+	Name         string        `placeholder:"NAME" help:"Name in logs and in pg_stat_activity (default: host and process)."`
+	MaxStaleness time.Duration `default:"2s" help:"The nodes' bound: what a barrier assumes of processes that never asked for a lease."`
+	MaxLease     time.Duration `default:"1m" help:"Longest lease granted to a node that asks for more than --max-staleness."`
+	Notify       string        `enum:",on,off" default:"" help:"off: poll instead of LISTEN, for triggers installed with notify off (default: what the file's watch.notify says)."`
+	PollInterval time.Duration `placeholder:"DURATION" help:"How often the change log is looked at when nothing wakes the leader (default: 500ms; 10ms with --notify=off)."`
+	Gather       time.Duration `default:"5ms" help:"How long changes are gathered under load; an idle listener never waits."`
+
+	StreamReplicas int           `default:"1" help:"Replicas of the JetStream stream, when it is created."`
+	StreamMaxAge   time.Duration `default:"24h" help:"How long the stream keeps events: how long a node may be away without a reset."`
+	StreamMaxBytes int64         `default:"1073741824" placeholder:"BYTES" help:"Bound on the stream's size."`
+}
+
+func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
+	if _, err := c.postgresFlags.config(); err != nil {
+		return err
+	}
+	subjects, err := c.subjects()
+	if err != nil {
+		return err
+	}
+	config := listener.Config{
+		Name: nodeName(c.Name), PostgresURL: c.PostgresURL, Subjects: subjects,
+		MaxStaleness: c.MaxStaleness, MaxLease: max(c.MaxLease, c.MaxStaleness),
+		NotifyOff: c.Notify == "off" || (c.Notify == "" && !f.watch.Notifies()), PollInterval: c.PollInterval, Gather: c.Gather,
+		Stream: listener.StreamConfig{Name: c.stream(subjects), Replicas: c.StreamReplicas, MaxAge: c.StreamMaxAge, MaxBytes: c.StreamMaxBytes},
+		Logger: s.log,
+	}
+	if err := config.Validate(); err != nil {
+		return usageError{err}
+	}
+	// What cannot be sent now is better drained again than sent late.
+	nc, err := c.connect(config.Name, s.log, nats.ReconnectBufSize(-1))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	l, err := listener.New(nc, config)
+	if err != nil {
+		return usageError{err}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	wait, err := c.serveHealth(ctx, s, func() (bool, string, any) {
+		ok, reason := l.Ready()
+		return ok, reason, l.Status()
+	})
+	if err != nil {
+		return err
+	}
+	s.log.Info("listener starts", "version", buildVersion())
+	err = l.Run(ctx)
+	stop()
+	s.log.Info("listener stopped")
+	return errors.Join(err, wait())
+}
