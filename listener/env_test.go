@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"testing"
@@ -116,7 +115,7 @@ func (e *env) config() listener.Config {
 	return listener.Config{
 		Name: "one", PostgresURL: e.url, SessionTimeout: 20 * time.Second, MaxStaleness: 2 * time.Second,
 		TriggerCheckInterval: 100 * time.Millisecond,
-		Logger:               slog.New(slog.DiscardHandler),
+		Logger:               testenv.Logger(e.tb),
 	}
 }
 

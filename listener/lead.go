@@ -53,6 +53,7 @@ func newTerm(s *session, found takeover) *term {
 		leaseAsks:   make(chan *nats.Msg, maxLeaseAsks),
 		barrierAsks: make(chan *nats.Msg, maxBarrierAsks),
 		rounds:      make(chan struct{}, maxRounds),
+		budget:      messageBudget(s.l.nc.MaxPayload()),
 	}
 	if len(found.renewed) > 0 {
 		s.l.log.Info("a fresh epoch begins", "term", t.number, "epoch", t.epoch.String(), "changed", found.renewed)

@@ -28,6 +28,14 @@ const (
 	changeOverhead = 256
 )
 
+// messageBudget is how many bytes of changes fit into a message of at most
+// payload bytes. NATS does not work with less than a few kilobytes, nor do we:
+// a single ref always fits.
+func messageBudget(payload int64) int {
+	const most = 1 << 20 // a larger message only delays the first of its refs
+	return max(overhead, min(int(payload), most)-overhead)
+}
+
 func (p *publisher) add(kind, ref, op []byte, wide bool, at time.Time) error {
 	if p.oldest.IsZero() || at.Before(p.oldest) {
 		p.oldest = at

@@ -13,9 +13,10 @@ import (
 	"github.com/authfence/authfence/event"
 )
 
-// lockKey is the advisory lock by which standbys wait: "authfenc" in ASCII.
-// Advisory locks are per database, as the schema authfence is.
-const lockKey int64 = 0x61757468_66656e63
+// lockKey is the advisory lock by which standbys wait: "authlead" in ASCII.
+// Advisory locks are per database, as the schema authfence is. (Migrations have
+// another: a leader must not keep them waiting.)
+const lockKey int64 = 0x61757468_6c656164
 
 // takeover is what the transaction of rule 6 found and did.
 type takeover struct {

@@ -2,31 +2,39 @@ package listener_test
 
 import (
 	"context"
-	"os"
-	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/authfence/authfence/migrations"
+	"github.com/authfence/authfence/watch"
 )
 
+// install makes the schema and the reference tables, watched, in an empty
+// outbox.
 func install(tb testing.TB, url string) {
 	tb.Helper()
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	migrate(tb, url)
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		tb.Fatal(err)
+		tb.Fatalf("connect: %v", err)
 	}
-	defer conn.Close(ctx)
-	conn.Exec(ctx, "create schema authfence")
-	for _, f := range []string{"00001_change_log.sql", "00002_trigger_check.sql"} {
-		b, err := os.ReadFile("../migrations/sql/" + f)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		up, _, _ := strings.Cut(string(b), "-- +goose Down")
-		if _, err := conn.Exec(ctx, up); err != nil {
-			tb.Fatal(err)
-		}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, "DELETE FROM authfence.change"); err != nil {
+		tb.Fatalf("empty the outbox: %v", err)
 	}
-	conn.Exec(ctx, "create or replace function authfence.trigger_check() RETURNS TABLE (kind text, relation text, problem text, warning text) language sql as $$ select 'api_key','t'::text,null::text,null::text $$")
+}
+
+// migrate is what an operator runs, also to mend the triggers.
+func migrate(tb testing.TB, url string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	err := migrations.Up(ctx, url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true})
+	if err != nil {
+		tb.Fatalf("migrate up: %v", err)
+	}
 }

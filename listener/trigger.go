@@ -25,18 +25,18 @@ func checkTriggers(ctx context.Context, q querier) (triggerCheck, error) {
 	if err != nil {
 		return c, err
 	}
-	var kind string
-	var relation, problem, warning *string
+	var kind, problem string
+	var relation *string
+	var warning bool
 	_, err = pgx.ForEachRow(rows, []any{&kind, &relation, &problem, &warning}, func() error {
-		subject := kind
+		text := kind + ": " + problem
 		if relation != nil {
-			subject = *relation + " (" + kind + ")"
+			text = *relation + " (" + kind + "): " + problem
 		}
-		if problem != nil {
-			c.Problems = append(c.Problems, subject+": "+*problem)
-		}
-		if warning != nil {
-			c.Warnings = append(c.Warnings, subject+": "+*warning)
+		if warning {
+			c.Warnings = append(c.Warnings, text)
+		} else {
+			c.Problems = append(c.Problems, text)
 		}
 		return nil
 	})
