@@ -26,6 +26,12 @@ type pendingAsk struct {
 const (
 	pendingAsks = 16
 	claimsHeld  = 16
+
+	// What all nodes would do at one moment they spread over a part of the
+	// staleness, and over no more than this.
+	askPause   = 50 * time.Millisecond
+	askJitter  = 100 * time.Millisecond
+	moveJitter = time.Second
 )
 
 // soon brings the next ask forward.
@@ -118,7 +124,7 @@ func (l *loop) receiveReply(body []byte) {
 	if own := l.state.mark().Epoch; own != 0 && own != c.at.Epoch && !l.elsewhere(own) {
 		// All nodes learn of an epoch at one moment. While the old lease runs
 		// there is time, so they do not all reload at that moment.
-		l.moveAt = now.Add(min(jitter(l.cfg.MaxStaleness/10), l.Lease().Left(l.now())/2))
+		l.moveAt = now.Add(min(jitter(min(l.cfg.MaxStaleness/10, moveJitter)), l.Lease().Left(l.now())/2))
 	}
 	l.park(c)
 }

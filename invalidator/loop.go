@@ -51,7 +51,7 @@ func newLoop(n *Node) *loop {
 	return &loop{
 		Node: n,
 		msgs: make(chan *nats.Msg, n.cfg.Queue),
-		asks: asks{pause: n.cfg.MaxStaleness / 40},
+		asks: asks{pause: min(n.cfg.MaxStaleness/40, askPause)},
 	}
 }
 
@@ -152,7 +152,7 @@ func (l *loop) offer(ev event.Event) verdict {
 		// Held back for the case that a reply takes the node there.
 		l.stats.foreign.Add(1)
 		l.hold(ev)
-		l.asks.soon(time.Now(), jitter(l.cfg.MaxStaleness/20))
+		l.asks.soon(time.Now(), jitter(min(l.cfg.MaxStaleness/20, askJitter)))
 	case verdictGap:
 		l.hold(ev)
 		l.noteGap(ev)
