@@ -161,3 +161,14 @@ func mustHex(text string) []byte {
 	}
 	return raw
 }
+
+// eventually polls until the condition holds; the deadline is for a hang only.
+func (d *database) eventually(what string, holds func() bool) {
+	d.t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if holds() {
+			return
+		}
+	}
+	d.t.Fatalf("not within a minute: %s", what)
+}

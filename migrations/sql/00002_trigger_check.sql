@@ -57,6 +57,7 @@ AS $$
         SELECT f.kind, f.relation, p.text, false
         FROM found f, LATERAL (SELECT CASE
             WHEN f.trigger IS NULL AND (f.per_row OR f.is_root) THEN format('trigger %I is missing', f.name)
+            WHEN f.trigger IS NULL THEN NULL
             WHEN f.tgtype <> f.type OR f.tgfoid IS DISTINCT FROM to_regproc('authfence.log_' || f.kind)::oid
                 THEN format('trigger %I is not the one that was installed', f.name)
             WHEN f.tgenabled = 'D' THEN format('trigger %I is disabled', f.name)
