@@ -96,8 +96,7 @@ func Run(ctx context.Context, options Options) (err error) {
 
 // startOwn installs the triggers and starts listeners and nodes.
 func (r *run) startOwn(ctx context.Context) error {
-	redisVersion := "redis"
-	r.t.say("%s, nats with JetStream and %s are up", r.postgres.Version(), redisVersion)
+	r.t.say("Postgres %s (durable: fsync on), NATS with JetStream and Redis are up", r.postgres.Version())
 
 	url := r.postgres.URL("app")
 	if err := migrations.Up(ctx, url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true, Logger: slog.New(slog.DiscardHandler)}); err != nil {

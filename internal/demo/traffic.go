@@ -54,7 +54,7 @@ func (t *traffic) call(ctx context.Context, node apiNode) {
 			t.refused.Add(1)
 			t.mu.Lock()
 			if t.first == "" {
-				t.first = fmt.Sprintf("%s answered %d %v", node.name, a.status, a.err)
+				t.first = fmt.Sprintf(": %s answered %d %v", node.name, a.status, a.err)
 			}
 			t.mu.Unlock()
 		}
