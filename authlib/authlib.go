@@ -16,6 +16,7 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 
+	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/watch"
 )
@@ -29,7 +30,7 @@ type Authenticator struct {
 	hooks     hooks
 
 	node     *invalidator.Node
-	unlinker runner // nil: no Redis, or not wanted
+	unlinker *invalidator.Unlinker // nil: no Redis, or not wanted
 	l1       *tier1
 	l2       *tier2 // nil: no Redis
 	desk     *desk
@@ -87,7 +88,11 @@ func New(cfg Config) (*Authenticator, error) {
 		writes: make(chan l2Write, l2Writes),
 	}
 	if !cfg.NoUnlinker {
-		if a.unlinker, err = newUnlinker(cfg, a.log); err != nil {
+		key := func(ref event.Ref) string { return RedisKey(cfg.L2Prefix, ref) }
+		a.unlinker, err = invalidator.NewUnlinker(cfg.NATS, cfg.Redis, key, invalidator.UnlinkConfig{
+			Subjects: cfg.Subjects, Stream: cfg.Stream, Durable: cfg.UnlinkDurable, Logger: cfg.Logger,
+		})
+		if err != nil {
 			return nil, fmt.Errorf("authlib: %w", err)
 		}
 	}

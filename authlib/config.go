@@ -117,6 +117,10 @@ type Config struct {
 	// keys; another one, `authfence invalidate` say, must then.
 	NoUnlinker bool
 
+	// UnlinkDurable names the JetStream consumer that the nodes of one Redis
+	// share; two Redis need two names. Default "authfence-unlink".
+	UnlinkDurable string
+
 	// Logger gets state changes at Info, self-healing at Warn, what needs a
 	// person at Error, single events at Debug. Never a token. Default: none.
 	Logger *slog.Logger

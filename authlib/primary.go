@@ -364,7 +364,7 @@ func (a *Authenticator) landKeys(batch []*flight, r *reading, lease *invalidator
 	for i, f := range batch {
 		k := r.keys[i]
 		res := result{source: Primary, lease: lease, began: r.began, leased: r.leased}
-		o := origin{began: r.began, leased: r.leased, digest: keyDigest(k), ttl: a.ttlFrom(now, a.cfg.TTL)}
+		o := origin{began: r.began, leased: r.leased, ttl: a.ttlFrom(now, a.cfg.TTL)}
 		if k == nil {
 			o.ttl = a.ttlFrom(now, a.cfg.NegativeTTL)
 		}
@@ -397,7 +397,7 @@ func (a *Authenticator) landOrganizations(batch []*flight, r *reading, lease *in
 }
 
 func (a *Authenticator) admitOrganization(id string, record *organizationRecord, r *reading, now time.Time) (*organizationEntry, bool) {
-	o := origin{began: r.began, leased: r.leased, digest: organizationDigest(record), ttl: a.ttlFrom(now, a.cfg.TTL)}
+	o := origin{began: r.began, leased: r.leased, ttl: a.ttlFrom(now, a.cfg.TTL)}
 	if record == nil {
 		o.ttl = a.ttlFrom(now, a.cfg.NegativeTTL)
 	}

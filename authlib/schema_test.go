@@ -1,26 +1,16 @@
 package authlib
 
 import (
-	"os"
-	"strings"
 	"testing"
+
+	"github.com/authfence/authfence/migrations"
+	"github.com/authfence/authfence/watch"
 )
 
-// installSchema applies the numbered SQL as it is.
+// installSchema is the reference schema, watched.
 func installSchema(t testing.TB, url string) {
 	t.Helper()
-	pool := poolOf(t, url)
-	script := "CREATE SCHEMA authfence;"
-	for _, name := range []string{"../migrations/sql/00001_change_log.sql", "../migrations/reference/00001_reference_schema.sql"} {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		up, _, _ := strings.Cut(string(b), "-- +goose Down")
-		script += up
-	}
-	if _, err := pool.Exec(within(t), script); err != nil {
+	if err := migrations.Up(within(t), url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true}); err != nil {
 		t.Fatal(err)
 	}
-	pool.Close()
 }

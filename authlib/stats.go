@@ -1,7 +1,6 @@
 package authlib
 
 import (
-	"math/rand/v2"
 	"sync/atomic"
 )
 
@@ -70,14 +69,14 @@ type counters struct {
 
 const stripeCount = 64
 
-// stripes is a counter spread over cache lines. The stripe is drawn at random:
-// choosing it by key would make one hot key one hot line.
+// stripes is a counter spread over cache lines. Its stripe is to be drawn at
+// random: choosing it by key would make one hot key one hot line.
 type stripes [stripeCount]struct {
 	n atomic.Uint64
 	_ [120]byte // two lines: processors prefetch the neighbour
 }
 
-func (s *stripes) add() { s[rand.Uint32()%stripeCount].n.Add(1) }
+func (s *stripes) add(random uint32) { s[random%stripeCount].n.Add(1) }
 
 func (s *stripes) load() (sum uint64) {
 	for i := range s {

@@ -46,7 +46,9 @@ func newTier1(cfg Config) *tier1 {
 		organizations: otter.Must(&otter.Options[string, *organizationEntry]{
 			MaximumWeight: uint64(organizationWeight),
 			Weigher:       func(_ string, e *organizationEntry) uint32 { return e.weight() },
-			Logger:        discard{},
+			// Whatever takes an entry out marks it, under the lock of its bucket.
+			OnAtomicDeletion: func(e otter.DeletionEvent[string, *organizationEntry]) { e.Value.gone.Store(true) },
+			Logger:           discard{},
 		}),
 	}
 }
@@ -104,6 +106,7 @@ func (c *tier1) insertKey(sum [32]byte, e *keyEntry) {
 
 func (c *tier1) insertOrganization(id string, e *organizationEntry) {
 	e.generation = c.organizationGeneration.Load()
+	e.gone.Store(false) // before Set: otter may take it out again at once
 	c.organizations.Set(id, e)
 }
 

@@ -238,14 +238,12 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 		if f.ref.Kind == event.APIKey {
 			var record *keyRecord
 			if record, err = decodeKey(body.Row); err == nil {
-				o.digest = keyDigest(record)
 				r.key = newKeyEntry(record, o)
 				insert = func() { a.l1.insertKey(f.sum, r.key) }
 			}
 		} else {
 			var record *organizationRecord
 			if record, err = decodeOrganization(f.ref.ID, body.Row); err == nil {
-				o.digest = organizationDigest(record)
 				r.organization = newOrganizationEntry(record, o)
 				insert = func() { a.l1.insertOrganization(f.ref.ID, r.organization) }
 			}
