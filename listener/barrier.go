@@ -59,19 +59,26 @@ func (t *term) startBarriers(ctx context.Context, now time.Time, group *sync.Wai
 	})
 }
 
-// abandon tells those who wait for a drain of ours that nobody leads.
+// abandon tells those who wait for a drain of ours that nobody leads, so that
+// they need not wait for their timeouts.
 func (t *term) abandon() {
 	t.takeWaiting()
-	for _, ask := range t.barriers {
-		t.decline(ask)
+	for _, ask := range t.asks {
+		t.decline(ask.reply)
 	}
-	t.barriers = nil
+	for _, ask := range t.barriers {
+		t.decline(ask.reply)
+	}
+	t.asks, t.barriers = nil, nil
 }
 
 // decline says "nobody answers here" as the NATS server itself would, so that
-// the client asks the next leader.
-func (t *term) decline(ask *barrierAsk) {
-	msg := &nats.Msg{Subject: ask.reply, Header: nats.Header{"Status": {"503"}}}
+// the next leader is asked.
+func (t *term) decline(reply string) {
+	if reply == "" {
+		return
+	}
+	msg := &nats.Msg{Subject: reply, Header: nats.Header{"Status": {"503"}}}
 	if err := t.s.l.nc.PublishMsg(msg); err != nil {
 		t.s.l.log.Debug("reply was not sent", "err", err)
 	}
@@ -95,7 +102,7 @@ func (r *barrierRound) run(ctx context.Context) {
 	inbox := l.nc.NewInbox()
 	subscription, err := l.nc.ChanSubscribe(inbox, reports)
 	if err != nil {
-		r.endAll(func(ask *barrierAsk) { r.t.decline(ask) })
+		r.endAll(func(ask *barrierAsk) { r.t.decline(ask.reply) })
 		return
 	}
 	defer func() { _ = subscription.Unsubscribe() }()
@@ -133,7 +140,7 @@ func (r *barrierRound) run(ctx context.Context) {
 			r.take(msg)
 		case <-timer.C:
 		case <-ctx.Done():
-			r.endAll(func(ask *barrierAsk) { r.t.decline(ask) })
+			r.endAll(func(ask *barrierAsk) { r.t.decline(ask.reply) })
 			return
 		}
 	}

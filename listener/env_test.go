@@ -275,21 +275,26 @@ func (r *reader) checkOrder() {
 		position event.Position
 	}
 	used := make(map[key]bool)
-	lastOfTerm := make(map[uint64]event.Position)
+	type history struct {
+		epoch event.Epoch
+		term  uint64
+	}
+	lastOfTerm := make(map[history]event.Position)
 	for _, e := range r.all() {
 		k := key{e.Epoch, e.Position}
 		if used[k] {
 			r.tb.Fatalf("position %s of epoch %s was used twice", e.Position, e.Epoch)
 		}
 		used[k] = true
-		last, begun := lastOfTerm[e.Position.Term]
+		h := history{e.Epoch, e.Position.Term}
+		last, begun := lastOfTerm[h]
 		switch {
 		case begun && (e.Prev != last || e.Position.N != last.N+1):
 			r.tb.Fatalf("event %s with prev %s does not follow %s", e.Position, e.Prev, last)
 		case !begun && (e.Position.N != 1 || e.Prev.Term >= e.Position.Term):
 			r.tb.Fatalf("first event of term %d is %s with prev %s", e.Position.Term, e.Position, e.Prev)
 		}
-		lastOfTerm[e.Position.Term] = e.Position
+		lastOfTerm[h] = e.Position
 	}
 }
 
@@ -303,15 +308,18 @@ func (e *env) ask(node string, staleness time.Duration) event.LeaseReply {
 	return reply
 }
 
+// askOnce asks again when nobody answers, as a node does: leaders come and go.
 func (e *env) askOnce(ctx context.Context, node string, staleness time.Duration) (event.LeaseReply, error) {
-	nonce := nats.NewInbox()
-	body, err := event.EncodeMessage(event.LeaseAsk{Node: node, Nonce: nonce, Staleness: event.Millis(staleness)})
-	if err != nil {
-		return event.LeaseReply{}, err
-	}
 	for {
-		msg, err := e.nc.RequestWithContext(ctx, event.Subjects{}.Lease(), body)
-		if errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil {
+		nonce := nats.NewInbox()
+		body, err := event.EncodeMessage(event.LeaseAsk{Node: node, Nonce: nonce, Staleness: event.Millis(staleness)})
+		if err != nil {
+			return event.LeaseReply{}, err
+		}
+		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+		msg, err := e.nc.RequestWithContext(attempt, event.Subjects{}.Lease(), body)
+		cancel()
+		if err != nil && ctx.Err() == nil && (errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)) {
 			time.Sleep(5 * time.Millisecond)
 			continue
 		}
