@@ -95,7 +95,7 @@ $$;
 -- +goose StatementBegin
 -- Rule 23: a text that changes when anything happened between two checks that may have let a change slip by, also if it
 -- was put right again: a trigger dropped and made anew, or disabled and enabled; a partition attached or detached; a
--- table swapped, rewritten, or truncated behind the triggers (its file changes). VACUUM FULL rewrites too: a needless
+-- table swapped, rewritten, or truncated behind the triggers (its file changes); a relevant column renamed. VACUUM FULL rewrites too: a needless
 -- reset, and a rare one.
 CREATE FUNCTION authfence.trigger_fingerprint() RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
@@ -106,6 +106,10 @@ AS $$
         LEFT JOIN pg_trigger t ON t.tgrelid = r.oid AND starts_with(t.tgname::text, 'authfence_' || r.kind || '_')
         UNION ALL
         SELECT concat_ws('|', w.kind, w.schema_name, w.table_name, w.mapping, authfence.function_hash(w.kind)) FROM authfence.watched w
+        UNION ALL
+        SELECT concat_ws('|', r.kind, r.oid, a.attnum, a.attname, a.atttypid)
+        FROM authfence.watched_relations() r JOIN authfence.watched w USING (kind)
+        JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = ANY (w.relevant) AND NOT a.attisdropped
         UNION ALL
         SELECT concat_ws('|', p.proname, p.oid, p.xmin, p.proowner) FROM pg_proc p
         WHERE p.pronamespace = to_regnamespace('authfence') AND p.proname ~ '^(count|log)_'
