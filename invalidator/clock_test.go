@@ -20,6 +20,7 @@ func TestLease_IsOverOnTheLargerOfBothClocks(t *testing.T) {
 		{"a pause of the process", 10 * s, 10 * s, false},
 		{"a suspend of the machine stops the monotonic clock", 1, 10 * s, false},
 		{"the wall clock is set forward", 1, 3600 * s, false},
+		{"the wall clock is set back by half of it, and time runs out", 2 * s, s, false},
 		{"the wall clock is set back, and time runs out", 2 * s, -3600*s + 2*s, false},
 		{"the wall clock is set back: a suspend would go unseen", s, -3600 * s, false},
 		{"the wall clock is set back a little", s, s / 2, true},

@@ -46,7 +46,7 @@ type Config struct {
 	ReplayTimeout time.Duration
 
 	// MaxFloors bounds the memory for floors: this many raises are remembered
-	// (about 70 bytes each), older ones raise the history's start (rule 21).
+	// (about 90 bytes each), older ones raise the history's start (rule 21).
 	// Default 1,000,000.
 	MaxFloors int
 
