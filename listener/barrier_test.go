@@ -94,6 +94,7 @@ func confirmed(r event.Receipt) []string {
 }
 
 func TestBarrier_AllNodesConfirm(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead()
@@ -124,6 +125,7 @@ func TestBarrier_AllNodesConfirm(t *testing.T) {
 }
 
 func TestBarrier_NodeThatNeverConfirmsIsWaitedOut(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.lead(func(c *listener.Config) { c.MaxStaleness = 700 * time.Millisecond })
 	e.node("a")
@@ -143,6 +145,7 @@ func TestBarrier_NodeThatNeverConfirmsIsWaitedOut(t *testing.T) {
 }
 
 func TestBarrier_NodeThatLeavesIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead(func(c *listener.Config) { c.MaxStaleness, c.MaxLease = 10*time.Minute, 10*time.Minute })
 	e.ask("gone", 10*time.Minute)
@@ -177,6 +180,7 @@ func TestBarrier_NodeThatLeavesIsNotWaitedFor(t *testing.T) {
 }
 
 func TestBarrier_GivesUpWithTheNamesOfTheMissing(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.lead()
 	e.node("mute").mute = true
@@ -190,6 +194,7 @@ func TestBarrier_GivesUpWithTheNamesOfTheMissing(t *testing.T) {
 
 // Nodes that the new leader has not heard of may hold leases of the one before.
 func TestBarrier_WaitsForTheLeasesOfTheLeaderBefore(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.exec(`UPDATE authfence.relay SET lease_ceiling_ms = 1500`)
 	l := e.lead(func(c *listener.Config) { c.MaxStaleness = 500 * time.Millisecond })
@@ -209,6 +214,7 @@ func TestBarrier_WaitsForTheLeasesOfTheLeaderBefore(t *testing.T) {
 }
 
 func TestBarrier_NobodyLeads(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
@@ -220,6 +226,7 @@ func TestBarrier_NobodyLeads(t *testing.T) {
 
 // The leader goes while a barrier waits: the next one answers it.
 func TestBarrier_SurvivesAChangeOfLeader(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	one, two := e.pair(e.newListener(e.named("one")), e.newListener(e.named("two")))
 	e.node("mute").mute = true
@@ -252,6 +259,7 @@ func TestBarrier_SurvivesAChangeOfLeader(t *testing.T) {
 
 // Many at once share drains and rounds.
 func TestBarrier_ManyAtOnce(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	e.node("a")

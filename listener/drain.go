@@ -90,7 +90,10 @@ func (t *term) commit(ctx context.Context, moved bool) error {
 	if err == nil && tag.String() != "COMMIT" {
 		err = fmt.Errorf("commit was answered by %s", tag) // ROLLBACK, say
 	}
-	return errors.Join(err, results.Close())
+	if closeErr := results.Close(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // publishRows reads the answers of the first round trip and publishes what they

@@ -20,6 +20,7 @@ import (
 )
 
 func TestDrain_PublishesWhatWasAndIsCommitted(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.change("before")
@@ -37,6 +38,7 @@ func TestDrain_PublishesWhatWasAndIsCommitted(t *testing.T) {
 }
 
 func TestDrain_FollowsTheTriggersOfPlainSQL(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead()
@@ -49,6 +51,7 @@ func TestDrain_FollowsTheTriggersOfPlainSQL(t *testing.T) {
 // An id or a sequence would skip the row that was written first and committed
 // last.
 func TestDrain_CommitsOutOfOrderAreNotSkipped(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead()
@@ -74,6 +77,7 @@ func TestDrain_CommitsOutOfOrderAreNotSkipped(t *testing.T) {
 }
 
 func TestDrain_NotifyOffPolls(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	l := e.lead(func(c *listener.Config) { c.NotifyOff = true })
@@ -89,6 +93,7 @@ func TestDrain_NotifyOffPolls(t *testing.T) {
 
 // Idle polls look first: a transaction id every tick would wear out the cluster.
 func TestDrain_IdlePollSpendsNoTransactionID(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead(func(c *listener.Config) {
 		c.PollInterval = time.Millisecond
@@ -108,6 +113,7 @@ func TestDrain_IdlePollSpendsNoTransactionID(t *testing.T) {
 }
 
 func TestDrain_FirstEventOfATermNamesThePositionCommittedBefore(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	l := e.lead()
@@ -132,6 +138,7 @@ func TestDrain_FirstEventOfATermNamesThePositionCommittedBefore(t *testing.T) {
 }
 
 func TestDrain_EventsStayBelowTheirLimits(t *testing.T) {
+	t.Parallel()
 	e := &env{tb: t, url: testenv.Database(t)}
 	install(t, e.url)
 	e.nats = testenv.NATS(t, testenv.NATSOptions{Configure: func(o *server.Options) { o.MaxPayload = 16 << 10 }})
@@ -155,6 +162,7 @@ func TestDrain_EventsStayBelowTheirLimits(t *testing.T) {
 
 // A row that the wire refuses must neither wedge the outbox nor be lost.
 func TestDrain_PoisonBecomesWide(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	l := e.lead()
@@ -169,15 +177,14 @@ func TestDrain_PoisonBecomesWide(t *testing.T) {
 	e.change("after")
 	r.await("after")
 	l.await(t, "the poison is counted", func(s listener.Status) bool { return s.Poison == 3 })
-	if n := e.queryText(`SELECT count(*)::text FROM authfence.change`); n != "0" {
-		t.Errorf("%s rows are left", n)
-	}
+	e.awaitEmptyOutbox()
 }
 
 // The three statements of a drain travel together. Each must see what was
 // committed before the one in front of it ended, or the DELETE would work on a
 // snapshot of before the lock.
 func TestDrain_DeleteSeesWhatWasCommittedWhileItsLockWaited(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	holder, err := e.connectPostgres().Begin(e.context())
 	if err != nil {

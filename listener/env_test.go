@@ -103,6 +103,14 @@ func (e *env) change(ids ...string) {
 		SELECT pg_notify('authfence', '')`, ids)
 }
 
+// awaitEmptyOutbox waits for the commit that follows the events.
+func (e *env) awaitEmptyOutbox() {
+	e.tb.Helper()
+	eventually(e.tb, "the outbox is empty", func() bool {
+		return e.queryText(`SELECT count(*)::text FROM authfence.change`) == "0"
+	})
+}
+
 // running is a listener that runs.
 type running struct {
 	*listener.Listener

@@ -60,6 +60,7 @@ func (e *env) reconnect() {
 // postmaster lives on and its start time stays: only the unlogged incarnation
 // tells.
 func TestIdentity_FreshEpochWhenABackendCrashes(t *testing.T) {
+	t.Parallel()
 	server := testenv.OwnPostgres(t, testenv.PostgresOptions{})
 	e := newEnvOn(t, testenv.DatabaseOn(t, server))
 	r := e.read()
@@ -80,6 +81,7 @@ func TestIdentity_FreshEpochWhenABackendCrashes(t *testing.T) {
 }
 
 func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
+	t.Parallel()
 	server := testenv.OwnPostgres(t, testenv.PostgresOptions{})
 	ctx := context.Background()
 	e := newEnvOn(t, testenv.DatabaseOn(t, server))
@@ -142,6 +144,7 @@ func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
 }
 
 func TestIdentity_PromotedStandbyBeginsAFreshEpochAndAStandbyIsRefused(t *testing.T) {
+	t.Parallel()
 	primary := testenv.OwnPostgres(t, testenv.PostgresOptions{})
 	e := newEnvOn(t, testenv.DatabaseOn(t, primary))
 	r := e.read()
@@ -183,6 +186,7 @@ func TestIdentity_PromotedStandbyBeginsAFreshEpochAndAStandbyIsRefused(t *testin
 
 // The role that migrations makes suffices for everything.
 func TestIdentity_LeastPrivilege(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	err := migrations.Up(e.context(), e.url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true, Roles: true})
 	if err != nil {

@@ -34,6 +34,7 @@ func (e *env) named(name string, change ...func(*listener.Config)) listener.Conf
 }
 
 func TestLead_StandbyTakesOverWhenTheLeaderStops(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	one, two := e.pair(e.newListener(e.named("one")), e.newListener(e.named("two")))
@@ -60,8 +61,10 @@ func TestLead_StandbyTakesOverWhenTheLeaderStops(t *testing.T) {
 // A backend that dies in the middle of a drain takes the transaction with it:
 // what was published is published again, under the next term.
 func TestLead_BackendTerminatedMidDrainRepeatsAndSkipsNothing(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"before the last publish", "before the commit", "after the commit"} {
 		t.Run(place, func(t *testing.T) {
+			t.Parallel()
 			e := newEnv(t)
 			r := e.read()
 			killer := e.connectPostgres()
@@ -90,14 +93,13 @@ func TestLead_BackendTerminatedMidDrainRepeatsAndSkipsNothing(t *testing.T) {
 			run.await(t, "a second term begins", func(s listener.Status) bool { return s.Term >= 2 && s.Drains > 0 })
 			e.change("d")
 			r.await("a", "b", "c", "d")
-			if n := e.queryText(`SELECT count(*)::text FROM authfence.change`); n != "0" {
-				t.Errorf("%s rows are left", n)
-			}
+			e.awaitEmptyOutbox()
 		})
 	}
 }
 
 func TestLead_FailedPublishEndsTheSession(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	var armed atomic.Bool
@@ -121,6 +123,7 @@ func TestLead_FailedPublishEndsTheSession(t *testing.T) {
 // Somebody else took a term: the leader finds no row of its own, and what its
 // DELETE had taken is rolled back.
 func TestLead_DeposedLeaderDrainsNothing(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	var deposed sync.Once
@@ -146,6 +149,7 @@ func TestLead_DeposedLeaderDrainsNothing(t *testing.T) {
 // its sessions, a standby leads; and when the old one wakes, what it still has to
 // say bears positions that nobody else uses.
 func TestLead_HungLeaderIsReplaced(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	hung, release := make(chan struct{}), make(chan struct{})
@@ -181,6 +185,7 @@ func TestLead_HungLeaderIsReplaced(t *testing.T) {
 // The leader's network swallows everything. Both sides must notice by
 // themselves.
 func TestLead_BlackHoledLeaderIsReplaced(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	link := testenv.Proxy(t, e.url)
@@ -202,6 +207,7 @@ func TestLead_BlackHoledLeaderIsReplaced(t *testing.T) {
 }
 
 func TestLead_CutConnectionBeginsANewTerm(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	link := testenv.Proxy(t, e.url)
@@ -223,6 +229,7 @@ func TestLead_CutConnectionBeginsANewTerm(t *testing.T) {
 // Many listeners, killed again and again, while a writer goes on: the chain
 // never breaks and nothing is missed.
 func TestLead_KilledAgainAndAgainSkipsNothing(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	for _, name := range []string{"one", "two", "three"} {

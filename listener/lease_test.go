@@ -13,6 +13,7 @@ import (
 )
 
 func TestLease_GrantedAndCounted(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	reply := e.ask("node-1", 2*time.Second)
@@ -37,6 +38,7 @@ func TestLease_GrantedAndCounted(t *testing.T) {
 
 // Rule 12: the reply leaves after the COMMIT of a drain that began after the ask.
 func TestLease_RepliesLeaveAfterTheCommit(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	var commits, answeredEarly atomic.Int64
 	l := e.newListener(e.config())
@@ -76,6 +78,7 @@ func TestLease_RepliesLeaveAfterTheCommit(t *testing.T) {
 // Everything committed before an ask is in events at or below the position of
 // its reply, without any NOTIFY.
 func TestLease_PositionCoversWhatWasCommittedBeforeTheAsk(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead(func(c *listener.Config) { c.BatchRows = 8 }) // two rows a statement
@@ -100,6 +103,7 @@ func TestLease_PositionCoversWhatWasCommittedBeforeTheAsk(t *testing.T) {
 // A long lease is made known to the next leader before it is granted, and taken
 // back when nobody holds one any more.
 func TestLease_CeilingIsStoredBeforeItIsGranted(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead(func(c *listener.Config) { c.MaxLease = 30 * time.Second })
 	if reply := e.ask("node", time.Hour); reply.Grant.Duration() > 2*time.Second {
@@ -134,6 +138,7 @@ func (e *env) leave(node string) {
 }
 
 func TestLease_GarbageIsCounted(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	e.ask("sentinel", time.Second) // the leader is subscribed
@@ -151,6 +156,7 @@ func TestLease_GarbageIsCounted(t *testing.T) {
 // Rule 23: while triggers are missing there are no leases; and once they are
 // back, the caches begin anew, since changes were missed.
 func TestTriggers_DroppedRefuseLeasesUntilMendedInAFreshEpoch(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	before := e.ask("node", time.Second)
@@ -179,6 +185,7 @@ func TestTriggers_DroppedRefuseLeasesUntilMendedInAFreshEpoch(t *testing.T) {
 
 // Nobody saw the triggers disabled, and changes were missed all the same.
 func TestTriggers_DisabledAndEnabledBetweenChecksIsAFreshEpoch(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	before := l.Status().Epoch
@@ -208,6 +215,7 @@ func TestTriggers_DisabledAndEnabledBetweenChecksIsAFreshEpoch(t *testing.T) {
 // The leader that saw the triggers broken is gone; the next one must not go on
 // in the same epoch, even if it finds everything as the one before it left it.
 func TestTriggers_BrokenEpochIsSpoiltForTheNextLeader(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l := e.lead()
 	e.exec(`DROP TRIGGER authfence_api_key_update ON api_keys`)

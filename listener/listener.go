@@ -80,7 +80,7 @@ const steady = 5 * time.Second
 func (l *Listener) Run(ctx context.Context) error {
 	pause := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2,
-		MaxInterval: 5 * time.Second, Clock: backoff.SystemClock, Stop: backoff.Stop,
+		MaxInterval: time.Second, Clock: backoff.SystemClock, Stop: backoff.Stop,
 	}
 	pause.Reset()
 	defer l.status.become(RoleStopped)

@@ -6,6 +6,7 @@ import (
 )
 
 func TestPace(t *testing.T) {
+	t.Parallel()
 	const gather, poll = 5 * time.Millisecond, 500 * time.Millisecond
 	start := time.Unix(1000, 0)
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }

@@ -34,6 +34,7 @@ func (l *log) String() string {
 }
 
 func TestStart_WhatNeedsAPersonIsReturnedInWords(t *testing.T) {
+	t.Parallel()
 	e := &env{tb: t, url: testenv.Database(t), nats: testenv.NATS(t, testenv.NATSOptions{})}
 	change := func(f func(*url.URL)) string {
 		u, err := url.Parse(e.url)
@@ -71,6 +72,7 @@ func TestStart_WhatNeedsAPersonIsReturnedInWords(t *testing.T) {
 
 // Behind a pooler in transaction mode LISTEN is accepted, and nothing arrives.
 func TestStart_NotificationsThatDoNotArriveAreAnError(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	cfg := e.config()
 	cfg.SessionTimeout = time.Second
@@ -83,6 +85,7 @@ func TestStart_NotificationsThatDoNotArriveAreAnError(t *testing.T) {
 
 // Whoever once worked waits for a database that is being mended.
 func TestStart_MissingSchemaLaterIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	l := e.lead()
@@ -95,6 +98,7 @@ func TestStart_MissingSchemaLaterIsWaitedFor(t *testing.T) {
 }
 
 func TestStart_PostgresThatIsNotThereYetIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	link := testenv.Proxy(t, e.url)
 	link.Cut()
@@ -105,6 +109,7 @@ func TestStart_PostgresThatIsNotThereYetIsWaitedFor(t *testing.T) {
 }
 
 func TestConfig_NamesTheFieldAndTheMend(t *testing.T) {
+	t.Parallel()
 	const secret = "very-secret-word"
 	for _, c := range []struct {
 		field  string

@@ -23,6 +23,7 @@ func (e *env) jetStream() jetstream.JetStream {
 }
 
 func TestStream_CreatedAndFilled(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead(func(c *listener.Config) { c.Stream.MaxAge, c.Stream.MaxBytes = time.Hour, 8<<20 })
@@ -51,6 +52,7 @@ func TestStream_CreatedAndFilled(t *testing.T) {
 
 // What an operator changed is left alone, and said.
 func TestStream_DifferencesAreSaidAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	js := e.jetStream()
 	_, err := js.CreateStream(e.context(), jetstream.StreamConfig{
@@ -74,6 +76,7 @@ func TestStream_DifferencesAreSaidAndLeftAlone(t *testing.T) {
 }
 
 func TestStream_RecreatedWhenDeleted(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	e.lead(func(c *listener.Config) { c.Stream.CheckInterval = 20 * time.Millisecond })
@@ -90,6 +93,7 @@ func TestStream_RecreatedWhenDeleted(t *testing.T) {
 }
 
 func TestStream_MissingJetStreamIsAClearErrorAtTheStart(t *testing.T) {
+	t.Parallel()
 	e := &env{tb: t, url: testenv.Database(t)}
 	install(t, e.url)
 	e.nats = testenv.NATS(t, testenv.NATSOptions{NoJetStream: true})
@@ -101,6 +105,7 @@ func TestStream_MissingJetStreamIsAClearErrorAtTheStart(t *testing.T) {
 
 // Later the live path goes on without it.
 func TestStream_JetStreamLostAtRunTimeStopsNothing(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	l := e.lead(func(c *listener.Config) { c.Stream.CheckInterval = 20 * time.Millisecond })
@@ -120,6 +125,7 @@ func TestStream_JetStreamLostAtRunTimeStopsNothing(t *testing.T) {
 
 // Nothing is drained that could not be published.
 func TestNATS_CutAndBack(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	link := testenv.Proxy(t, e.nats.URL())
@@ -146,6 +152,7 @@ func TestNATS_CutAndBack(t *testing.T) {
 
 // A leader without NATS makes way for one that has it.
 func TestNATS_LeaderThatIsCutOffStepsDown(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	r := e.read()
 	link := testenv.Proxy(t, e.nats.URL())
@@ -168,6 +175,7 @@ func TestNATS_LeaderThatIsCutOffStepsDown(t *testing.T) {
 
 // The owner of the connection closed it: there is nothing to wait for.
 func TestNATS_ClosedConnectionEndsRun(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	nc := e.connectNATS(e.nats.URL())
 	l, err := listener.New(nc, e.config())
