@@ -37,9 +37,8 @@ func TestAuthenticate_LoadsThenHits(t *testing.T) {
 }
 
 func TestAuthenticate_HitAllocatesNothing(t *testing.T) {
-	s := newScene(t)
+	s := newSceneAlone(t)
 	cfg := s.config(t)
-	cfg.MaxStaleness = 10 * time.Second
 	a := ready(t, start(t, cfg))
 	token := newToken()
 	s.newKey(token)
@@ -214,7 +213,7 @@ func TestAuthenticate_WithoutALeaseIsATTLCache(t *testing.T) {
 	if st := a.Stats(); st.L1Hits != 1 || st.Loads != 1 {
 		t.Fatalf("its own read does not count: %+v", st)
 	}
-	clock.advance(2100 * time.Millisecond)
+	clock.advance(testStaleness + time.Second)
 	s.revoke(token) // and no event
 	if _, err := a.Authenticate(within(t), token); err != ErrRevoked {
 		t.Errorf("served %v past the bound", err)

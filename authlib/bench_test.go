@@ -22,7 +22,7 @@ import (
 func BenchmarkAuthenticateHit(b *testing.B) {
 	for _, keys := range []int{1_000, 100_000} {
 		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
-			s := newScene(b)
+			s := newSceneAlone(b)
 			cfg := s.config(b)
 			cfg.Logger = nil
 			cfg.L1Bytes = 512 << 20

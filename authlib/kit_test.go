@@ -38,6 +38,7 @@ func (m withServices) Run() int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	redis.SetLogger(quiet{})
 	var err error
 	if shared.nats, err = testenv.StartNATS(ctx, testenv.NATSOptions{}); err != nil {
 		return fail(err)
@@ -54,6 +55,11 @@ func (m withServices) Run() int {
 	}
 	return code
 }
+
+// quiet is go-redis' logger: a Redis that is down is what some tests are about.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
 
 const patience = 30 * time.Second
 
@@ -127,7 +133,18 @@ type scene struct {
 	org    string // an organization
 }
 
+// Its tests run beside each other: each has a database, subjects and Redis keys
+// of its own.
 func newScene(t testing.TB) *scene {
+	t.Helper()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
+	return newSceneAlone(t)
+}
+
+// newSceneAlone is for what measures.
+func newSceneAlone(t testing.TB) *scene {
 	t.Helper()
 	s := &scene{t: t, url: testenv.Database(t)}
 	s.pool = poolOf(t, s.url)
@@ -186,9 +203,14 @@ func (s *scene) config(t testing.TB) Config {
 	return Config{
 		Pool: poolOf(t, s.url), NATS: natsConn(t, shared.nats.URL()),
 		Subjects: s.leader.subjects, Logger: testenv.Logger(t),
+		MaxStaleness:  testStaleness,
 		AuditInterval: -1, // a test that wants it says so
 	}
 }
+
+// testStaleness is long enough that no lease ends on a busy machine before a
+// test has had its hit. Clocks are moved, not waited for.
+const testStaleness = 20 * time.Second
 
 func testKeys() []SealKey {
 	return []SealKey{{ID: "k1", Key: []byte("0123456789abcdef0123456789abcdef")}}

@@ -403,11 +403,18 @@ func (a *Authenticator) admitOrganization(id string, record *organizationRecord,
 	}
 	e := newOrganizationEntry(record, o)
 	ref := event.OrganizationRef(id)
-	admitted := a.fill(r.stamp, ref, func() { a.l1.insertOrganization(id, e) })
-	if admitted && record != nil && record.SuspendedAt > now.UnixNano() {
+	lease := a.node.Lease()
+	in := e
+	admitted := a.fill(r.stamp, ref, func() {
+		in = a.l1.insertOrganization(id, e, func(old *organizationEntry) bool {
+			at := invalidator.InstantOf(now)
+			return old.ttl-at.Wall > int64(a.cfg.TTL/2) && old.servable(at, lease.Valid(at), a.cfg.MaxStaleness/2)
+		})
+	})
+	if admitted && in == e && record != nil && record.SuspendedAt > now.UnixNano() {
 		a.putL2(ref, r, o.ttl, record.SuspendedAt, func() []byte { return encodeOrganization(record) })
 	}
-	return e, admitted
+	return in, admitted
 }
 
 // fill is rule 16.

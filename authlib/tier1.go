@@ -104,10 +104,21 @@ func (c *tier1) insertKey(sum [32]byte, e *keyEntry) {
 	c.keys.Set(sum, e)
 }
 
-func (c *tier1) insertOrganization(id string, e *organizationEntry) {
+// insertOrganization puts an entry in, under the node's lock, and returns it; or
+// the one that is there, if that says the same and keep finds it good for longer.
+// Every key that is loaded brings its organization along, and a new entry would
+// have all the others of that organization composed anew.
+func (c *tier1) insertOrganization(id string, e *organizationEntry, keep func(*organizationEntry) bool) *organizationEntry {
 	e.generation = c.organizationGeneration.Load()
+	if there, ok := c.organizations.GetEntryQuietly(id); ok && keep != nil {
+		old := there.Value
+		if old.generation == e.generation && old.leased == e.leased && old.digest == e.digest && keep(old) {
+			return old
+		}
+	}
 	e.gone.Store(false) // before Set: otter may take it out again at once
 	c.organizations.Set(id, e)
+	return e
 }
 
 // seen reports whether the key or what is left of it is in memory.

@@ -245,7 +245,7 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 			var record *organizationRecord
 			if record, err = decodeOrganization(f.ref.ID, body.Row); err == nil {
 				r.organization = newOrganizationEntry(record, o)
-				insert = func() { a.l1.insertOrganization(f.ref.ID, r.organization) }
+				insert = func() { a.l1.insertOrganization(f.ref.ID, r.organization, nil) }
 			}
 		}
 	}
