@@ -82,7 +82,8 @@ func TestIdentity_FreshEpochWhenABackendCrashes(t *testing.T) {
 
 func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
 	t.Parallel()
-	server := testenv.OwnPostgres(t, testenv.PostgresOptions{})
+	// No WAL is written out but for a synchronous commit.
+	server := testenv.OwnPostgres(t, testenv.PostgresOptions{Settings: map[string]string{"wal_writer_delay": "10s"}})
 	ctx := context.Background()
 	e := newEnvOn(t, testenv.DatabaseOn(t, server))
 	r := e.read()
@@ -140,6 +141,22 @@ func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
 	// in another epoch.
 	if last := r.all()[len(r.all())-1]; last.Position.Term != late.Position.Term || last.Epoch == late.Epoch {
 		t.Errorf("after the restore came %s of %s, before it %s of %s", last.Position, last.Epoch, late.Position, late.Epoch)
+	}
+
+	// A term that was taken is never taken again, however soon the crash comes.
+	if err := errors.Join(server.Kill(), server.Restart(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	s := l.await(t, "a term begins after a crash", func(s listener.Status) bool {
+		return s.Role == listener.RoleLeader && !slices.Contains(epochs, s.Epoch)
+	})
+	epochs = append(epochs, s.Epoch)
+	if err := errors.Join(server.Kill(), server.Restart(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	fresh("two crashes")
+	if got := l.Status().Term; got <= s.Term {
+		t.Errorf("term %d after a crash in term %d", got, s.Term)
 	}
 }
 
