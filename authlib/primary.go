@@ -2,10 +2,12 @@ package authlib
 
 import (
 	"context"
+	"database/sql/driver"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -341,16 +343,41 @@ func (a *Authenticator) sendable(token string) bool {
 	return strings.IndexByte(token, 0) < 0 && (!a.plaintext || utf8.ValidString(token))
 }
 
-// secrets is a text[] that does not show itself to a query tracer.
+// secrets is a text[] that does not show itself to a query tracer. It has no
+// String and no MarshalText: pgx would send what they return.
 type secrets []string
+
+// Value is the array as Postgres writes it, for every mode of pgx.
+func (s secrets) Value() (driver.Value, error) {
+	var b strings.Builder
+	b.WriteByte('{')
+	for i, token := range s {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte('"')
+		for j := range len(token) {
+			if c := token[j]; c == '"' || c == '\\' {
+				b.WriteByte('\\')
+			}
+			b.WriteByte(token[j])
+		}
+		b.WriteByte('"')
+	}
+	b.WriteByte('}')
+	return b.String(), nil
+}
 
 const redacted = "[redacted]"
 
-func (secrets) String() string               { return redacted }
-func (secrets) GoString() string             { return redacted }
-func (secrets) Format(f fmt.State, _ rune)   { _, _ = f.Write([]byte(redacted)) }
-func (secrets) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+// Format covers every verb of fmt.
+func (secrets) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
+
+// MarshalJSON is for loggers that write JSON.
 func (secrets) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+
+// LogValue is for slog.
+func (secrets) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // landKeys admits what a query of keys brought, each key and each organization
 // on its own, and lands the flights.

@@ -1,0 +1,93 @@
+package authlib
+
+import (
+	"testing"
+	"time"
+
+	"github.com/authfence/authfence/event"
+)
+
+// What no event told of is found: the alarm of rule 23.
+func TestAudit_FindsAnEntryThatNoEventEvicted(t *testing.T) {
+	s := newScene(t)
+	cfg := s.config(t)
+	cfg.AuditInterval, cfg.MaxStaleness = 20*time.Millisecond, 500*time.Millisecond
+	a := ready(t, start(t, cfg))
+	token, good := newToken(), newToken()
+	s.newKey(token)
+	s.newKey(good)
+	mustAuth(t, a, token)
+	mustAuth(t, a, good)
+	eventually(t, "samples", func() bool { return a.Stats().AuditSamples > 10 })
+	if st := a.Stats(); st.AuditStale != 0 {
+		t.Fatalf("found what is not: %+v", st)
+	}
+	s.revoke(token) // and no event: somebody dropped the trigger
+	eventually(t, "alarm", func() bool { return a.Stats().AuditStale > 0 })
+	s.apply(changed(event.KeyRef(token)), a)
+}
+
+func TestAudit_FindsAnOrganizationToo(t *testing.T) {
+	s := newScene(t)
+	cfg := s.config(t)
+	cfg.AuditInterval, cfg.MaxStaleness = 20*time.Millisecond, 500*time.Millisecond
+	a := ready(t, start(t, cfg))
+	token := newToken()
+	s.newKey(token)
+	mustAuth(t, a, token)
+	s.exec(`UPDATE organizations SET name = 'new' WHERE id = $1`, s.org)
+	eventually(t, "alarm", func() bool { return a.Stats().AuditStale > 0 })
+}
+
+// A difference while the event is on its way is no finding.
+func TestAudit_EventInFlightIsNoFinding(t *testing.T) {
+	s := newScene(t)
+	a := ready(t, start(t, s.config(t)))
+	token := newToken()
+	s.newKey(token)
+	mustAuth(t, a, token)
+	sample := newWalk(a.l1.keys.All).next(10)
+	if len(sample) != 1 {
+		t.Fatalf("%d entries in L1", len(sample))
+	}
+	s.revoke(token)
+	suspects := a.auditKeys(within(t), sample)
+	if len(suspects) != 1 {
+		t.Fatalf("%d suspects, want the revoked key", len(suspects))
+	}
+	s.apply(changed(event.KeyRef(token)), a)
+	if _, err := a.Authenticate(within(t), token); err != ErrRevoked { // in L1 again, another entry
+		t.Fatal(err)
+	}
+	if n := a.convict(within(t), suspects); n != 0 || a.Stats().AuditStale != 0 {
+		t.Errorf("%d findings", n)
+	}
+}
+
+func TestWalk_GoesRound(t *testing.T) {
+	c := newTier1(Config{L1Bytes: 1 << 20, MaxNegative: 10})
+	for i := range 100 {
+		c.insertKey([32]byte{byte(i)}, newKeyEntry(&keyRecord{ID: "x"}, origin{}))
+	}
+	w := newWalk(c.keys.All)
+	seen := map[[32]byte]int{}
+	for range 2 {
+		for got := w.next(30); len(got) > 0; got = w.next(30) {
+			for _, e := range got {
+				seen[e.key]++
+			}
+			if len(got) < 30 { // the end: the next begins anew
+				break
+			}
+		}
+	}
+	w.stop()
+	for key, n := range seen {
+		if n != 2 {
+			t.Errorf("%x was seen %d times in two rounds", key[0], n)
+		}
+	}
+	if len(seen) != 100 {
+		t.Errorf("%d of 100 were seen", len(seen))
+	}
+}
