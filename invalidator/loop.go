@@ -33,10 +33,11 @@ type loop struct {
 	held    backlog
 	waiting []waitingReport
 
-	replay    *replay  // the one under way
-	candidate *history // what it has rebuilt, in a start
-	stuckAt   event.Mark
-	stuckTill time.Time // until then no other replay is begun at stuckAt
+	replay    *replay    // the one under way
+	candidate *history   // what it has rebuilt, in a start
+	stuckAt   event.Mark // where a replay could not help
+	stuckFrom time.Time
+	stuckTill time.Time // until then no other is begun there
 	gapAt     event.Mark
 
 	hadLease   bool
@@ -229,8 +230,12 @@ func (l *loop) settle(ctx context.Context, now time.Time) bool {
 		return l.reset(*foreign, resetEpoch)
 	case l.replay != nil:
 		// Its end decides.
-	case newest != nil && l.stuck(at, now):
-		// The stream could not close the chain up to here: rule 14.
+	case l.stuck(at, now):
+		// The stream could not close the chain from here: rule 14, at the next
+		// leased position.
+		if newest == nil || !newest.since.After(l.stuckFrom) {
+			return false
+		}
 		reason := resetLease
 		if l.gapAt == at {
 			reason = resetGap
@@ -238,7 +243,7 @@ func (l *loop) settle(ctx context.Context, now time.Time) bool {
 		return l.reset(*newest, reason)
 	case newest != nil && !now.Before(oldest.since.Add(l.cfg.Patience)):
 		l.beginReplay(ctx, replayAsk{from: at, want: newest.at.Position})
-	case !l.stuck(at, now):
+	default:
 		if ev, ok := l.held.first(at.Epoch, at.Position); ok {
 			l.beginReplay(ctx, replayAsk{from: at, want: ev.Prev})
 		}

@@ -123,7 +123,7 @@ func (l *loop) closed(err error) {
 	// Rule 14: the next lease says where to begin again.
 	l.stats.replayFailed.Add(1)
 	now := time.Now()
-	l.stuckAt, l.stuckTill = at, now.Add(replayPause+jitter(replayPause))
+	l.stuckAt, l.stuckFrom, l.stuckTill = at, now, now.Add(replayPause+jitter(replayPause))
 	l.asks.soon(now, 0)
 	l.log.Info("replay failed", "events", r.events, "position", at.String(), "want", r.ask.want.String(), "took", took, "err", err)
 }
@@ -178,6 +178,9 @@ type reader struct {
 	ask     replayAsk
 	reached event.Position // the chain is closed up to here
 	read    int
+	open    bool // an event was met that the chain does not reach
+	atEnd   bool // the last message read was the stream's last
+	lag     *time.Timer
 	out     chan<- replayBatch
 	batch   []event.Event
 }
@@ -301,18 +304,18 @@ func (r *reader) forward(ctx context.Context, stream jetstream.Stream, config je
 	}
 	defer r.drop(ctx, stream, consumer.CachedInfo().Name)
 
-	lag := time.NewTimer(r.lag())
-	defer lag.Stop()
-	open := false // an event was met that the chain does not reach
+	r.lag = time.NewTimer(r.lagMost())
+	defer r.lag.Stop()
+	r.open, r.atEnd = false, consumer.CachedInfo().NumPending == 0
 	for {
-		more, err := r.fetch(ctx, consumer, lag, &open)
+		more, err := r.fetch(ctx, consumer)
 		switch {
 		case err != nil:
 			return err
 		case more:
 		case !r.reached.Less(r.ask.want):
 			return nil
-		case open:
+		case r.open:
 			return errChainOpen
 		default:
 			return errStreamShort
@@ -322,14 +325,13 @@ func (r *reader) forward(ctx context.Context, stream jetstream.Stream, config je
 
 // fetch reads one batch. It reports false when the reading is over: want is
 // reached, or the stream ended and stayed so for a while.
-func (r *reader) fetch(ctx context.Context, consumer jetstream.Consumer, lag *time.Timer, open *bool) (more bool, err error) {
+func (r *reader) fetch(ctx context.Context, consumer jetstream.Consumer) (more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the fetch
 	batch, err := consumer.Fetch(replayBatchEvents, jetstream.FetchContext(ctx))
 	if err != nil {
 		return false, fmt.Errorf("fetch from stream: %w", err)
 	}
-	lag.Reset(r.lag())
 	for {
 		select {
 		case msg, ok := <-batch.Messages():
@@ -342,11 +344,12 @@ func (r *reader) fetch(ctx context.Context, consumer jetstream.Consumer, lag *ti
 			if r.read++; r.read > r.node.cfg.ReplayEvents+1024 {
 				return false, errTooFar
 			}
-			ev, err := event.Decode(msg.Data())
-			if err == nil {
-				r.take(ev, open)
-			} // else the chain shows whether it mattered
-			if r.covered(msg) {
+			if r.took(msg) || !r.atEnd {
+				// At the end only what the chain waits for counts: traffic that
+				// goes on behind an open chain must not keep the reader.
+				r.lag.Reset(r.lagMost())
+			}
+			if r.covered() {
 				return false, r.flush(ctx)
 			}
 			if len(r.batch) == replayBatchEvents {
@@ -354,8 +357,7 @@ func (r *reader) fetch(ctx context.Context, consumer jetstream.Consumer, lag *ti
 					return false, err
 				}
 			}
-			lag.Reset(r.lag())
-		case <-lag.C:
+		case <-r.lag.C:
 			return false, r.flush(ctx)
 		case <-ctx.Done():
 			return false, ctx.Err()
@@ -363,45 +365,48 @@ func (r *reader) fetch(ctx context.Context, consumer jetstream.Consumer, lag *ti
 	}
 }
 
-// lag is how long the stream is waited for at its end. A start does not wait
-// long: with an empty stream there is nothing to lose by a reset.
-func (r *reader) lag() time.Duration {
+// lagMost is how long the stream is waited for at its end. A start does not
+// wait long: with an empty stream there is nothing to lose by a reset.
+func (r *reader) lagMost() time.Duration {
 	if r.ask.rebuilds() {
 		return min(r.node.cfg.Patience, replayLag)
 	}
 	return replayLag
 }
 
-// covered reports whether nothing more needs to be read.
-func (r *reader) covered(msg jetstream.Msg) bool { return !r.reached.Less(r.ask.want) && r.ended(msg) }
-
-// ended holds for a start at the end of the stream only: want is reached as
-// soon as an event at or above it was met, but strays may still follow.
-func (r *reader) ended(msg jetstream.Msg) bool {
-	if !r.ask.rebuilds() {
-		return true
-	}
-	meta, err := msg.Metadata()
-	return err != nil || meta.NumPending == 0
+// covered reports whether nothing more needs to be read. A start reads to the
+// end: strays may follow the event that reached want.
+func (r *reader) covered() bool {
+	return !r.reached.Less(r.ask.want) && (r.atEnd || !r.ask.rebuilds())
 }
 
-// take keeps an event that the loop can use. A gap is left to what follows: it
-// may be a stray of a deposed leader.
-func (r *reader) take(ev event.Event, open *bool) {
-	switch {
-	case ev.Epoch != r.ask.from.Epoch:
-	case r.ask.rebuilds():
+// took reads a message and keeps its event if the loop can use it. A gap is
+// left to what follows: it may be a stray of a deposed leader. So is a message
+// that cannot be read: the chain shows whether it mattered.
+func (r *reader) took(msg jetstream.Msg) bool {
+	meta, err := msg.Metadata()
+	r.atEnd = err != nil || meta.NumPending == 0
+	ev, err := event.Decode(msg.Data())
+	if err != nil || ev.Epoch != r.ask.from.Epoch {
+		return false
+	}
+	if r.ask.rebuilds() {
 		if r.reached.Less(ev.Position) {
 			r.reached = ev.Position
 		}
 		r.batch = append(r.batch, ev)
-	case !r.reached.Less(ev.Position):
-	case r.reached.Less(ev.Prev):
-		*open = true
-	default:
-		r.reached = ev.Position
-		r.batch = append(r.batch, ev)
+		return true
 	}
+	if !r.reached.Less(ev.Position) {
+		return false
+	}
+	if r.reached.Less(ev.Prev) {
+		r.open = true
+		return false
+	}
+	r.reached = ev.Position
+	r.batch = append(r.batch, ev)
+	return true
 }
 
 // flush hands the batch to the loop.

@@ -239,12 +239,31 @@ func TestNode_ResetsRatherThanReplayTooMuch(t *testing.T) {
 	l := newLeader(t)
 	n := startNode(t, l, func(c *Config) { c.ReplayEvents = 20; c.Patience = time.Hour })
 	n.awaitFresh(t)
+	l.set(func() { l.mute = true })
 	for range 60 {
 		l.store(l.commit(organizations("a")))
 	}
 	last := l.publish(organizations("b"))
+	l.set(func() { l.mute = false })
 	n.awaitApplied(t, last)
 	if s := n.Status(); s.Stats.ResetsGap != 1 || s.Stats.Replayed != 0 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+func TestNode_AppliesWhatItHeldOnceTheMissingEventComesLate(t *testing.T) {
+	l := newLeader(t)
+	n := startNode(t, l, func(c *Config) { c.Patience = time.Hour; c.ReplayTimeout = time.Second })
+	n.awaitFresh(t)
+	l.set(func() { l.mute = true })
+	late := l.commit(organizations("a"))
+	last := l.commit(organizations("b"))
+	l.live(last)
+	eventually(t, "the replay that cannot help", func() bool { return n.Status().Stats.ReplayFailed == 1 })
+	replays := n.Status().Stats.Replays
+	l.live(late)
+	n.awaitApplied(t, last)
+	if s := n.Status(); s.Stats.Replays != replays || s.Stats.Resets() != 1 {
 		t.Errorf("status: %+v", s)
 	}
 }
