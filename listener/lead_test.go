@@ -145,41 +145,49 @@ func TestLead_DeposedLeaderDrainsNothing(t *testing.T) {
 	}
 }
 
-// The leader hangs inside a drain, its connections still open. The server ends
-// its sessions, a standby leads; and when the old one wakes, what it still has to
-// say bears positions that nobody else uses.
+// The leader hangs, its connections still open: inside a drain, or before one.
+// The server ends its sessions, a standby leads; and when the old one wakes, what
+// it still has to say bears positions that nobody else uses.
 func TestLead_HungLeaderIsReplaced(t *testing.T) {
 	t.Parallel()
-	e := newEnv(t)
-	r := e.read()
-	hung, release := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	wake := sync.OnceFunc(func() { close(release) })
-	defer wake()
-	var armed atomic.Bool
-	short := func(c *listener.Config) { c.SessionTimeout = time.Second }
-	first := e.newListener(e.named("one", short))
-	first.SetHooks(listener.Hooks{BeforeLastPublish: func(context.Context) error {
-		if armed.Load() {
-			once.Do(func() { close(hung); <-release })
-		}
-		return nil
-	}})
-	one, two := e.pair(first, e.newListener(e.named("two", func(c *listener.Config) { c.SessionTimeout = 10 * time.Second })))
-	old := one.Status().Term
-	armed.Store(true)
-	e.change("a")
-	<-hung
-	s := two.awaitLead(t)
-	if s.Term <= old {
-		t.Fatalf("term %d after %d", s.Term, old)
+	for _, place := range []string{"in a transaction", "idle"} {
+		t.Run(place, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t)
+			r := e.read()
+			hung, release := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			wake := sync.OnceFunc(func() { close(release) })
+			defer wake()
+			var armed atomic.Bool
+			hang := func(context.Context) error {
+				if armed.Load() {
+					once.Do(func() { close(hung); <-release })
+				}
+				return nil
+			}
+			hooks := map[string]listener.Hooks{
+				"in a transaction": {BeforeLastPublish: hang},
+				"idle":             {BeforeDrain: hang},
+			}
+			first := e.newListener(e.named("one", func(c *listener.Config) { c.SessionTimeout = time.Second }))
+			first.SetHooks(hooks[place])
+			one, two := e.pair(first, e.newListener(e.named("two", func(c *listener.Config) { c.SessionTimeout = 10 * time.Second })))
+			old := one.Status().Term
+			armed.Store(true)
+			e.change("a")
+			<-hung
+			if s := two.awaitLead(t); s.Term <= old {
+				t.Fatalf("term %d after %d", s.Term, old)
+			}
+			r.await("a")
+			wake()
+			one.await(t, "the old leader ends its session", func(s listener.Status) bool { return len(s.SessionsEnded) > 0 })
+			e.change("b")
+			r.await("a", "b")
+			one.await(t, "the old leader stands by", func(s listener.Status) bool { return s.Role == listener.RoleStandby })
+		})
 	}
-	r.await("a")
-	wake()
-	one.await(t, "the old leader ends its session", func(s listener.Status) bool { return len(s.SessionsEnded) > 0 })
-	e.change("b")
-	r.await("a", "b")
-	one.await(t, "the old leader stands by", func(s listener.Status) bool { return s.Role == listener.RoleStandby })
 }
 
 // The leader's network swallows everything. Both sides must notice by
