@@ -92,3 +92,15 @@ func (c columns) bytes() int {
 	}
 	return n
 }
+
+// NewTestPrincipal makes a principal for the tests of a service: no
+// authentication stands behind it. permissions is JSON, see Permissions.
+func NewTestPrincipal(keyID, organizationID, permissions string) *Principal {
+	return &Principal{
+		key: &keyRecord{
+			ID: keyID, OrganizationID: organizationID, ExpiresAt: never, RevokedAt: never,
+			permissions: ParsePermissions([]byte(permissions)),
+		},
+		organization: &organizationRecord{ID: organizationID, SuspendedAt: never},
+	}
+}
