@@ -99,6 +99,23 @@ func TestNode_DropsAsksFromBeforeAnEpochChange(t *testing.T) {
 	}
 }
 
+// The same for a reply of before that still waits for its events.
+func TestNode_DropsRepliesFromBeforeAnEpochChange(t *testing.T) {
+	l := newLeader(t)
+	n := startNode(t, l, func(c *Config) { c.Patience = time.Hour })
+	n.awaitFresh(t)
+	l.commit(organizations("never published"))
+	eventually(t, "a reply that waits", func() bool { return n.behind.Load() })
+	next := event.Mark{Epoch: event.NewEpoch(), Position: pos(1, 0)}
+	l.set(func() { l.epoch, l.position = next.Epoch, next.Position })
+	eventually(t, "the new epoch", func() bool { return n.Applied() == next })
+	replies := n.Status().Stats.Replies
+	eventually(t, "more replies", func() bool { return n.Status().Stats.Replies > replies+2 })
+	if s := n.Status(); s.Stats.ResetsEpoch != 1 || s.Applied != next {
+		t.Errorf("status: %+v", s)
+	}
+}
+
 func TestNode_MovesToAnotherEpochAndForgetsAll(t *testing.T) {
 	l := newLeader(t)
 	n := startNode(t, l, nil)
@@ -118,11 +135,11 @@ func TestNode_MovesToAnotherEpochAndForgetsAll(t *testing.T) {
 	n.awaitApplied(t, l.publish(organizations("a")))
 }
 
-// With a lease of an hour the next ask by itself is a quarter of an hour away.
+// With leases of ten minutes the next ask by itself is minutes away.
 func TestNode_AsksAtOnceWhenAnEventOfAnotherEpochComes(t *testing.T) {
 	l := newLeader(t)
 	n := startNode(t, l, func(c *Config) { c.MaxStaleness = 10 * time.Minute })
-	n.awaitFresh(t)
+	eventually(t, "the ask that follows the first history", func() bool { return n.Status().Stats.Replies == 2 })
 	l.set(func() { l.epoch, l.position = event.NewEpoch(), pos(3, 0) })
 	ev := l.publish(organizations("a"))
 	n.awaitApplied(t, ev)
