@@ -139,8 +139,7 @@ func TestDrain_FirstEventOfATermNamesThePositionCommittedBefore(t *testing.T) {
 
 func TestDrain_EventsStayBelowTheirLimits(t *testing.T) {
 	t.Parallel()
-	e := &env{tb: t, url: testenv.Database(t)}
-	install(t, e.url)
+	e := &env{tb: t, url: migratedDatabase(t)}
 	e.nats = testenv.NATS(t, testenv.NATSOptions{Configure: func(o *server.Options) { o.MaxPayload = 16 << 10 }})
 	e.nc, e.db = e.connectNATS(e.nats.URL()), e.connectPostgres()
 	r := e.read()

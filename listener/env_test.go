@@ -31,12 +31,12 @@ type env struct {
 
 func newEnv(tb testing.TB) *env {
 	tb.Helper()
-	return newEnvOn(tb, testenv.Database(tb))
+	return newEnvOn(tb, migratedDatabase(tb))
 }
 
+// newEnvOn is newEnv on a database that has the schema.
 func newEnvOn(tb testing.TB, url string) *env {
 	tb.Helper()
-	install(tb, url)
 	server := testenv.NATS(tb, testenv.NATSOptions{})
 	e := &env{tb: tb, url: url, nats: server}
 	e.nc = e.connectNATS(server.URL())

@@ -62,7 +62,7 @@ func (e *env) reconnect() {
 func TestIdentity_FreshEpochWhenABackendCrashes(t *testing.T) {
 	t.Parallel()
 	server := testenv.OwnPostgres(t, testenv.PostgresOptions{})
-	e := newEnvOn(t, testenv.DatabaseOn(t, server))
+	e := newEnvOn(t, installOn(t, server))
 	r := e.read()
 	l := e.lead()
 	e.change("a")
@@ -85,7 +85,7 @@ func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
 	// No WAL is written out but for a synchronous commit.
 	server := testenv.OwnPostgres(t, testenv.PostgresOptions{Settings: map[string]string{"wal_writer_delay": "10s"}})
 	ctx := context.Background()
-	e := newEnvOn(t, testenv.DatabaseOn(t, server))
+	e := newEnvOn(t, installOn(t, server))
 	r := e.read()
 	l := e.lead()
 	e.change("a")
@@ -163,7 +163,7 @@ func TestIdentity_FreshEpochOnRestartCrashAndRestore(t *testing.T) {
 func TestIdentity_PromotedStandbyBeginsAFreshEpochAndAStandbyIsRefused(t *testing.T) {
 	t.Parallel()
 	primary := testenv.OwnPostgres(t, testenv.PostgresOptions{})
-	e := newEnvOn(t, testenv.DatabaseOn(t, primary))
+	e := newEnvOn(t, installOn(t, primary))
 	r := e.read()
 	l := e.lead()
 	e.change("a")

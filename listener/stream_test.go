@@ -94,8 +94,7 @@ func TestStream_RecreatedWhenDeleted(t *testing.T) {
 
 func TestStream_MissingJetStreamIsAClearErrorAtTheStart(t *testing.T) {
 	t.Parallel()
-	e := &env{tb: t, url: testenv.Database(t)}
-	install(t, e.url)
+	e := &env{tb: t, url: migratedDatabase(t)}
 	e.nats = testenv.NATS(t, testenv.NATSOptions{NoJetStream: true})
 	err := e.newListener(e.config()).Run(e.context())
 	if !errors.Is(err, listener.ErrStream) || !strings.Contains(err.Error(), "--jetstream") {
