@@ -167,9 +167,18 @@ func ParseMark(s string) (Mark, error) {
 	return Mark{Epoch: e, Position: p}, nil
 }
 
+// lowerHex tells the digits by a table: every ref of every event is checked, and
+// comparisons were a seventh of a listener's drain.
+var lowerHex = func() (t [256]bool) {
+	for _, c := range "0123456789abcdef" {
+		t[c] = true
+	}
+	return t
+}()
+
 func isLowerHex(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+		if !lowerHex[s[i]] {
 			return false
 		}
 	}
