@@ -329,7 +329,7 @@ func (a *Authenticator) stale(sum *[sha256.Size]byte, d demand) (p *Principal, v
 	}
 	now := invalidator.InstantOf(a.now())
 	vouched := a.vouched.Load()
-	lately := vouched != nil && elapsed(*vouched, now) < most
+	lately := vouched != nil && less(*vouched, now, most)
 	if !k.servable(now, lately, most) {
 		return nil, nil, false
 	}

@@ -99,12 +99,13 @@ func (o *origin) young(now invalidator.Instant, staleness time.Duration) bool {
 	if o.began == (invalidator.Instant{}) {
 		return false
 	}
-	return elapsed(o.began, now) < staleness
+	return less(o.began, now, staleness)
 }
 
-// elapsed is the larger of what the two clocks say.
-func elapsed(from, to invalidator.Instant) time.Duration {
-	return time.Duration(max(to.Mono-from.Mono, to.Wall-from.Wall))
+// less reports whether less than d has passed on both clocks. A clock that was
+// set back does not tell how much: then it is not less, as with a lease.
+func less(from, to invalidator.Instant, d time.Duration) bool {
+	return uint64(to.Mono-from.Mono) < uint64(d) && uint64(to.Wall-from.Wall) < uint64(d)
 }
 
 // verdict says what the row itself means at a wall clock's time: nil, ErrRevoked

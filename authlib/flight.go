@@ -64,7 +64,7 @@ func (a *Authenticator) mayTake(r result, late bool, d demand) bool {
 	if r.leased && r.lease.ValidFor(now, d.staleness) {
 		return true
 	}
-	return r.source == Primary && elapsed(r.began, now) < d.staleness // rule 19: L2 is no own read
+	return r.source == Primary && less(r.began, now, d.staleness) // rule 19: L2 is no own read
 }
 
 // mark is a stamp as what travels with an L2 value.

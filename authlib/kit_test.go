@@ -3,6 +3,7 @@ package authlib
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -20,38 +21,66 @@ import (
 	"github.com/authfence/authfence/internal/testenv"
 )
 
+// shared holds one NATS and one Redis for all tests, started by the first that
+// needs them.
 var shared struct {
-	nats  *testenv.NATSServer
-	redis *testenv.RedisServer
+	nats  service[*testenv.NATSServer]
+	redis service[*testenv.RedisServer]
 }
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(withServices{m})) }
+type service[S any] struct {
+	once   sync.Once
+	server S
+	err    error
+	up     bool
+}
 
-// withServices runs the tests beside one NATS and one Redis, which are gone
-// before leaks are looked for.
-type withServices struct{ *testing.M }
+func (s *service[S]) start(t testing.TB, start func(context.Context) (S, error)) S {
+	t.Helper()
+	s.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		s.server, s.err = start(ctx)
+		s.up = s.err == nil
+	})
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	return s.server
+}
 
-func (m withServices) Run() int {
-	fail := func(err error) int {
+func natsURL(t testing.TB) string {
+	t.Helper()
+	return shared.nats.start(t, func(ctx context.Context) (*testenv.NATSServer, error) {
+		return testenv.StartNATS(ctx, testenv.NATSOptions{})
+	}).URL()
+}
+
+func redisAddr(t testing.TB) string {
+	t.Helper()
+	return shared.redis.start(t, func(ctx context.Context) (*testenv.RedisServer, error) {
+		return testenv.StartRedis(ctx, testenv.RedisOptions{})
+	}).Addr()
+}
+
+func TestMain(m *testing.M) { os.Exit(testenv.Main(closing{m})) }
+
+// closing stops what was started before leaks are looked for.
+type closing struct{ *testing.M }
+
+func (m closing) Run() int {
+	redis.SetLogger(quiet{})
+	code := m.M.Run()
+	var err error
+	if shared.redis.up {
+		err = errors.Join(err, shared.redis.server.Close())
+	}
+	if shared.nats.up {
+		err = errors.Join(err, shared.nats.server.Close())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	redis.SetLogger(quiet{})
-	var err error
-	if shared.nats, err = testenv.StartNATS(ctx, testenv.NATSOptions{}); err != nil {
-		return fail(err)
-	}
-	if shared.redis, err = testenv.StartRedis(ctx, testenv.RedisOptions{}); err != nil {
-		return fail(err)
-	}
-	code := m.M.Run()
-	if err := shared.redis.Close(); err != nil {
-		return fail(err)
-	}
-	if err := shared.nats.Close(); err != nil {
-		return fail(err)
 	}
 	return code
 }
@@ -149,7 +178,7 @@ func newSceneAlone(t testing.TB) *scene {
 	s := &scene{t: t, url: testenv.Database(t)}
 	s.pool = poolOf(t, s.url)
 	installSchema(t, s.url)
-	s.leader = newLeader(t, shared.nats.URL())
+	s.leader = newLeader(t, natsURL(t))
 	s.exec(`UPDATE authfence.relay SET epoch = $1`, s.leader.epochText())
 	s.org = s.newOrganization("acme")
 	return s
@@ -201,7 +230,7 @@ func newToken() string {
 // config is what a node of the scene is made with; a test changes it.
 func (s *scene) config(t testing.TB) Config {
 	return Config{
-		Pool: poolOf(t, s.url), NATS: natsConn(t, shared.nats.URL()),
+		Pool: poolOf(t, s.url), NATS: natsConn(t, natsURL(t)),
 		Subjects: s.leader.subjects, Logger: testenv.Logger(t),
 		MaxStaleness:  testStaleness,
 		AuditInterval: -1, // a test that wants it says so

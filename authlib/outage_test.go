@@ -78,7 +78,7 @@ func TestOutage_PostgresDown(t *testing.T) {
 	s := &scene{t: t, url: testenv.DatabaseOn(t, server)}
 	s.pool = poolOf(t, s.url)
 	installSchema(t, s.url)
-	s.leader = newLeader(t, shared.nats.URL())
+	s.leader = newLeader(t, natsURL(t))
 	s.exec(`UPDATE authfence.relay SET epoch = $1`, s.leader.epochText())
 	s.org = s.newOrganization("acme")
 	clock := &fakeClock{}
@@ -146,7 +146,7 @@ func TestOutage_StandbyIsRefused(t *testing.T) {
 	s.org = s.newOrganization("acme")
 	token := newToken()
 	s.newKey(token)
-	s.leader = newLeader(t, shared.nats.URL())
+	s.leader = newLeader(t, natsURL(t))
 	standby := testenv.OwnPostgres(t, testenv.PostgresOptions{StandbyOf: primary})
 	s.url = standby.URL("app")
 	a := ready(t, start(t, s.config(t)))
@@ -269,7 +269,7 @@ func TestTokensAppearNowhere(t *testing.T) {
 			var out syncBuffer
 			log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
-			wire := natsConn(t, shared.nats.URL())
+			wire := natsConn(t, natsURL(t))
 			if _, err := wire.Subscribe(">", func(msg *nats.Msg) { fmt.Fprintf(&out, "%s %v %s\n", msg.Subject, msg.Header, msg.Data) }); err != nil {
 				t.Fatal(err)
 			}

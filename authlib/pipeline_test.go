@@ -28,7 +28,7 @@ func newPipeline(t testing.TB, nodes int, change func(*Config)) *pipeline {
 	installSchema(t, s.url)
 	s.leader = &leader{subjects: event.Subjects{Prefix: fmt.Sprintf("p%d", prefixes.Add(1))}}
 	s.org = s.newOrganization("acme")
-	nc := natsConn(t, shared.nats.URL())
+	nc := natsConn(t, natsURL(t))
 	l, err := listener.New(nc, listener.Config{PostgresURL: s.url, Subjects: s.leader.subjects, Logger: testenv.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestPipeline_UnlinksRedis(t *testing.T) {
 	token := newToken()
 	p.newKey(token)
 	mustAuth(t, p.nodes[0], token)
-	client := redisClient(t, shared.redis.Addr())
+	client := redisClient(t, redisAddr(t))
 	key := RedisKey(p.leader.subjects.Prefix, event.KeyRef(token))
 	eventually(t, "key in Redis", func() bool { return client.Exists(within(t), key).Val() == 1 })
 	p.revoke(token)

@@ -97,7 +97,7 @@ func TestFill_SlowReadAcrossARevocationIsNotKept(t *testing.T) {
 	s := newScene(t)
 	g := newGate()
 	cfg := long(s.config(t))
-	cfg.Redis, cfg.SealKeys, cfg.L2Prefix = redisClient(t, shared.redis.Addr()), testKeys(), s.leader.subjects.Prefix
+	cfg.Redis, cfg.SealKeys, cfg.L2Prefix = redisClient(t, redisAddr(t)), testKeys(), s.leader.subjects.Prefix
 	a := ready(t, start(t, cfg, g.set))
 	token := newToken()
 	s.newKey(token)
@@ -220,12 +220,16 @@ func TestJoin_LateJoinerOfAnOldReadWithoutALeaseGoesRoundAgain(t *testing.T) {
 func TestJoin_LeaseOfAfterTheAdmissionDoesNotVouch(t *testing.T) {
 	s := newScene(t)
 	a := ready(t, start(t, s.config(t)))
-	over := *a.node.Lease()
-	r := result{source: Primary, admitted: true, leased: true, lease: &over}
-	now := time.Now()
-	a.now = func() time.Time { return now.Add(time.Hour) }
-	if a.mayTake(r, true, demand{staleness: time.Hour}) {
-		t.Error("an over lease vouched for a late joiner")
+	r := result{source: Primary, admitted: true, leased: true, lease: &invalidator.Lease{}}
+	if !a.node.Lease().Valid(invalidator.InstantOf(time.Now())) {
+		t.Fatal("the node's lease is over")
+	}
+	if a.mayTake(r, true, demand{staleness: testStaleness}) {
+		t.Error("a lease that came after the admission vouched for what was admitted before it")
+	}
+	r.lease = a.node.Lease()
+	if !a.mayTake(r, true, demand{staleness: testStaleness}) {
+		t.Error("the lease of before the admission did not vouch")
 	}
 }
 
@@ -377,7 +381,7 @@ func TestFill_RowsOfAnotherEpochLiveOnTheirOwnReadOnly(t *testing.T) {
 	s.exec(`UPDATE authfence.relay SET epoch = $1`, event.NewEpoch().String())
 	cfg := s.config(t)
 	cfg.MaxStaleness = time.Minute
-	cfg.Redis, cfg.SealKeys, cfg.L2Prefix = redisClient(t, shared.redis.Addr()), testKeys(), s.leader.subjects.Prefix
+	cfg.Redis, cfg.SealKeys, cfg.L2Prefix = redisClient(t, redisAddr(t)), testKeys(), s.leader.subjects.Prefix
 	a := ready(t, start(t, cfg))
 	token := newToken()
 	s.newKey(token)

@@ -26,7 +26,7 @@ type l2Scene struct {
 
 func (s *scene) l2config(t testing.TB) Config {
 	cfg := s.config(t)
-	cfg.Redis, cfg.SealKeys = redisClient(t, shared.redis.Addr()), testKeys()
+	cfg.Redis, cfg.SealKeys = redisClient(t, redisAddr(t)), testKeys()
 	cfg.L2Prefix = s.leader.subjects.Prefix // a prefix a test, one Redis for all
 	cfg.L2Timeout = time.Second             // a busy machine is not what is tested
 	return cfg
@@ -34,7 +34,7 @@ func (s *scene) l2config(t testing.TB) Config {
 
 func newL2Scene(t testing.TB) *l2Scene {
 	t.Helper()
-	s := &l2Scene{scene: newScene(t), redis: redisClient(t, shared.redis.Addr())}
+	s := &l2Scene{scene: newScene(t), redis: redisClient(t, redisAddr(t))}
 	s.a = ready(t, start(t, s.l2config(t)))
 	s.token = newToken()
 	s.newKey(s.token)
@@ -313,7 +313,7 @@ func TestL2_RedisDownCostsNothingButL2(t *testing.T) {
 }
 
 func TestL2_HungRedisIsWaitedForOnceInAWhile(t *testing.T) {
-	link := testenv.Proxy(t, shared.redis.Addr())
+	link := testenv.Proxy(t, redisAddr(t))
 	s := newScene(t)
 	cfg := s.l2config(t)
 	cfg.Redis, cfg.L2Timeout, cfg.NoUnlinker = redisClient(t, link.Addr()), 20*time.Millisecond, true
