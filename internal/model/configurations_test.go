@@ -29,6 +29,12 @@ var small = []configuration{
 	// A wide change and a narrow one of two refs (rule 3).
 	{"wide", Bounds{Nodes: 1, Refs: 2, Sessions: 1, Writes: []Write{both, y}, Led: true, Flights: 1,
 		Asks: 1, Reads: 1, Compactions: 1}},
+	// Drains that delete a part, and drains of many events.
+	{"batches", Bounds{Nodes: 1, Refs: 2, Sessions: 1, Writes: []Write{x, y}, Led: true, Warm: true, Limited: true, SplitEvents: true,
+		Takeovers: 1, Asks: 1, Resets: 1}},
+	// Hits that take their time, while the node is reset.
+	{"hits", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x}, Led: true, Warm: true, Flights: 1,
+		Asks: 2, Reads: 1, Resets: 1, Hits: 1}},
 	// Repetitions after the lease was granted, and late replies.
 	{"repeat", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x, x}, Led: true, Flights: 1, Redis: true,
 		Asks: 1, Reads: 1}},
@@ -45,11 +51,14 @@ var small = []configuration{
 	{"crash", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x}, Led: true, Flights: 1, AsyncDrains: true, AsyncWrites: true,
 		Takeovers: 1, Asks: 1, Reads: 1, Crashes: 1}},
 	{"failover", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x}, Led: true, Flights: 1,
-		Takeovers: 1, Asks: 2, Reads: 1, Failovers: 1}},
+		Takeovers: 1, Asks: 1, Reads: 1, Failovers: 1}},
 	{"past", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x, x}, Past: true, Led: true, Redis: true, Flights: 1,
 		Asks: 1, Reads: 1}},
-	{"barrier", Bounds{Nodes: 1, Refs: 1, Sessions: 2, Writes: []Write{x}, Led: true, Warm: true, Flights: 1, Barriers: true,
-		Takeovers: 1, Asks: 1, Reads: 1}},
+	{"barrier", Bounds{Nodes: 1, Refs: 1, Sessions: 2, Writes: []Write{x}, Led: true, Warm: true, Barriers: true,
+		Takeovers: 1, Asks: 1}},
+	// A barrier of a leader that stays, and reads of a node that may be unknown to it.
+	{"unknown", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x}, Led: true, Warm: true, Flights: 1, Barriers: true,
+		Asks: 1, Reads: 1}},
 }
 
 // deep are wider, for a run that takes minutes.

@@ -18,6 +18,10 @@ func (m *Model) fillSteps(s *state, i int, step stepper) {
 			t := *s
 			t.insertFlight(m, i, int(f))
 			step(action{kind: doInsert, a: i, b: int(f)}, t)
+		case landed:
+			t := *s
+			t.nodes[i].flights[f] = flight{}
+			step(action{kind: doClose, a: i, b: int(f)}, t)
 		}
 	}
 	if free >= 0 && s.used.reads < m.Reads {
@@ -126,6 +130,9 @@ func (s *state) insertFlight(m *Model, i, f int) {
 	n := &s.nodes[i]
 	fl := n.flights[f]
 	n.flights[f] = flight{}
+	if !m.on(JoinClosed) {
+		n.flights[f] = flight{phase: landed, ref: fl.ref, version: fl.version, late: fl.late, primary: fl.primary, leased: fl.leased}
+	}
 	n.cache[fl.ref] = entry{
 		present: true, version: fl.version, leased: fl.leased,
 		own: fl.primary && fl.late, young: m.Barriers && fl.primary && !fl.late,

@@ -23,6 +23,7 @@ const (
 	AskTime                            // 12: t0 is taken as the ask is sent
 	Nonce                              // 12: a reply counts for its own ask only
 	DrainForAsk                        // 12: no answer without a drain
+	EmptyBeforeReply                   // 12: a drain that hit its limit answers nobody
 	DrainAfterAsk                      // 12: whose DELETE is sent after the ask arrived
 	ReplyAfterCommit                   // 12
 	EpochOnReplies                     // 13
@@ -41,11 +42,13 @@ const (
 	FillAtomic                         // 10, 16
 	ReadEpoch                          // 16: the epoch that the read saw is that of the stamp
 	JoinAdmitted                       // 17
+	JoinClosed                         // 17: nobody joins any more once the floors were checked
 	EpochOnAdmit                       // 18
 	StartOnAdmit                       // 18
 	FloorOnAdmit                       // 18
 	AdmitAtomic                        // 10, 18
 	L2NoOwnRead                        // 19
+	LeaseBeforeCache                   // 19: a hit loads the lease before it looks into L1
 	BarrierConfirmed                   // 22: every known node has confirmed
 	BarrierYoungLeader                 // 22: a young leader waits for leases of others
 	guards
@@ -67,6 +70,7 @@ var guardNames = [guards]string{
 	"t0 at the ask (12)",
 	"nonce of the ask (12)",
 	"drain at all (12)",
+	"a full batch answers nobody (12)",
 	"drain after the ask (12)",
 	"reply after COMMIT (12)",
 	"epoch on replies (13)",
@@ -85,11 +89,13 @@ var guardNames = [guards]string{
 	"fill atomic (16)",
 	"epoch that a read saw (16)",
 	"joining (17)",
+	"no joining after the check (17)",
 	"epoch on L2 admission (18)",
 	"history start on L2 admission (18)",
 	"floor on L2 admission (18)",
 	"L2 admission atomic (18)",
 	"L2 entry is no own read (19)",
+	"lease read before the cache (19)",
 	"barrier waits for nodes (22)",
 	"barrier distrusts a young leader (22)",
 }

@@ -13,9 +13,11 @@ type Bounds struct {
 	Barriers bool
 
 	Takeovers, Crashes, Restores, Failovers, Backups uint8
-	Asks, Reads, Restarts, Compactions, Resets       uint8 // over all nodes; Resets: those within an epoch
+	Asks, Reads, Restarts, Compactions, Resets, Hits uint8 // over all nodes; Resets: those within an epoch
 
 	AsyncWrites, AsyncDrains bool // commits that a crash may lose
+	Limited                  bool // a drain may delete only some of the rows
+	SplitEvents              bool // a drain publishes an event for each row
 	SplitReads               bool // a stamp and its read of the database are two steps
 
 	Led           bool // a leader of term 1 stands at the beginning
@@ -87,6 +89,7 @@ func (m *Model) Next(s state, yield func(action, state)) {
 	for i := range m.Nodes {
 		m.nodeSteps(&s, i, step)
 		m.fillSteps(&s, i, step)
+		m.hitSteps(&s, i, step)
 	}
 	m.barrierSteps(&s, step)
 }

@@ -51,7 +51,7 @@ func holds(t *testing.T, c configuration, limit int) Result[state, action] {
 // receipt does not cover before its "rest refuse" has passed.
 func TestBarrier_LeavesOwnReadsOfUnknownNodes(t *testing.T) {
 	t.Parallel()
-	m := &Model{Bounds: boundsOf(t, "barrier")}
+	m := &Model{Bounds: boundsOf(t, "unknown")}
 	m.StrictBarrier = true
 	res, err := search(m, 1_000_000)
 	if err != nil {

@@ -12,6 +12,7 @@ type node struct {
 	early   bool // one whose t0 is before it was granted (rule 22)
 	cache   [maxRefs]entry
 	flights [maxFlights]flight
+	hit     hit
 }
 
 type mode uint8
@@ -53,6 +54,7 @@ const (
 	read
 	checked   // only without FillAtomic
 	checkedL2 // only without AdmitAtomic
+	landed    // only without JoinClosed
 )
 
 // deliver is rule 11.

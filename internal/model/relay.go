@@ -93,7 +93,24 @@ func (m *Model) beginDrain(s *state, i int, step stepper) {
 			return
 		}
 	}
-	for taken := waiting; ; taken = (taken - 1) & waiting { // each subset: asks may arrive late
+	m.drainRows(s, i, rows, waiting, step)
+	if !m.Limited {
+		return
+	}
+	for part := (rows - 1) & rows; part != 0; part = (part - 1) & rows {
+		// The DELETE hit its limit: nobody is answered, for what is left may
+		// have been committed before the asks.
+		if m.on(EmptyBeforeReply) {
+			waiting = 0
+		}
+		m.drainRows(s, i, part, waiting, step)
+	}
+}
+
+// drainRows deletes and publishes rows, for any subset of the asks waiting:
+// the others arrive later.
+func (m *Model) drainRows(s *state, i int, rows, waiting uint8, step stepper) {
+	for taken := waiting; ; taken = (taken - 1) & waiting {
 		if rows != 0 || taken != 0 || s.barrier.stage == barrierAsked {
 			t := *s
 			d := &t.sessions[i]
@@ -103,9 +120,7 @@ func (m *Model) beginDrain(s *state, i int, step stepper) {
 			if m.on(LockBeforeDelete) {
 				t.lock = uint8(i + 1)
 			}
-			if rows != 0 {
-				t.publish(m, d)
-			}
+			t.publish(m, d)
 			if !m.on(ReplyAfterCommit) {
 				t.answer(m, d, d.committed)
 			}
@@ -117,20 +132,36 @@ func (m *Model) beginDrain(s *state, i int, step stepper) {
 	}
 }
 
-// publish is rule 7: the next number of the term, and what came before it.
+// publish sends the rows of a drain, in one event or in one each.
 func (s *state) publish(m *Model, l *session) {
+	rows := l.rows
+	for w := range m.Writes {
+		bit := uint8(1) << w
+		switch {
+		case rows&bit == 0:
+		case m.SplitEvents:
+			s.publishEvent(m, l, bit)
+		default:
+			s.publishEvent(m, l, rows)
+			return
+		}
+	}
+}
+
+// publishEvent is rule 7: the next number of the term, and what came before it.
+func (s *state) publishEvent(m *Model, l *session, rows uint8) {
 	prev := l.last
 	p := l.last + 1
 	if m.on(TermInPosition) && p>>4 != position(l.term) {
 		p = at(l.term, 1)
 	}
-	if l.first && !m.on(FirstPrev) {
+	if l.first && l.last == l.committed && !m.on(FirstPrev) {
 		prev = 0
 	}
 	l.last = p
 	e := message{epoch: l.epoch, position: p, prev: prev}
 	for w := range m.Writes {
-		if l.rows&(1<<w) == 0 {
+		if rows&(1<<w) == 0 {
 			continue
 		}
 		if m.Writes[w].Wide {

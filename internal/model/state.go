@@ -59,7 +59,7 @@ type state struct {
 // used counts what a Config bounds.
 type used struct {
 	takeovers, crashes, restores, failovers, backups uint8
-	asks, reads, restarts, compactions, resets       uint8
+	asks, reads, restarts, compactions, resets, hits uint8
 }
 
 // violation is what a search looks for.
@@ -100,6 +100,12 @@ func (s *state) judge(m *Model) {
 			}
 			if s.barrier.brokenBy(m, s, i, r) {
 				s.bad = servedAfterBarrier
+			}
+		}
+		for _, f := range n.flights {
+			own := f.primary && f.late
+			if f.phase == landed && s.late && (n.lease && f.leased || own) && !s.isFresh(int(f.ref), f.version) {
+				s.bad = servedToJoined
 			}
 		}
 	}

@@ -47,6 +47,10 @@ const (
 	doInsert
 	doAdmit
 	doCheckL2
+	doClose
+	doLoadLease
+	doLookUp
+	doServe
 	doBarrier
 	doConfirm
 	doReceipt
@@ -168,6 +172,14 @@ func (m *Model) describe(s state, a action, t state) string {
 	case doAdmit, doCheckL2:
 		v := s.values[a.b]
 		return fmt.Sprintf("%s %s from Redis %s version %d at stamp %d/%v", nodeName(a.a), text(a.kind == doAdmit, "admits")+text(a.kind == doCheckL2, "checks"), refName(int(v.ref)), v.version, v.epoch, v.position)
+	case doClose:
+		return fmt.Sprintf("%s lets nobody join the read of %s any more", nodeName(a.a), flight(&s))
+	case doLoadLease:
+		return fmt.Sprintf("%s has a request, which loads the lease: %v", nodeName(a.a), t.nodes[a.a].hit.lease)
+	case doLookUp:
+		return fmt.Sprintf("%s has a request, which finds %s version %d", nodeName(a.a), refName(a.b), t.nodes[a.a].hit.entry.version)
+	case doServe:
+		return fmt.Sprintf("%s answers the request, if it may, from %s version %d", nodeName(a.a), refName(a.b), a.c)
 	case doBarrier:
 		return "a barrier is asked for"
 	case doConfirm:
