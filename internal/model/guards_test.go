@@ -15,7 +15,7 @@ var needed = []struct {
 	in   string
 	want violation
 }{
-	{[]Guard{FreshEpoch}, "restore", servedFromCache},
+	{[]Guard{FreshEpoch}, "crash", servedFromCache},
 	{[]Guard{IncarnationInIdentity}, "crash", servedFromCache},
 	{[]Guard{NewTerm}, "leaders", servedFromCache},
 	{[]Guard{TermInPosition}, "chain", servedFromCache},
@@ -33,7 +33,7 @@ var needed = []struct {
 	{[]Guard{EmptyBeforeReply}, "batches", servedFromCache},
 	{[]Guard{DrainAfterAsk}, "chain", servedFromCache},
 	{[]Guard{ReplyAfterCommit}, "chain", servedFromCache},
-	{[]Guard{EpochOnReplies}, "restore", servedFromCache},
+	{[]Guard{EpochOnReplies}, "crash", servedFromCache},
 	{[]Guard{WaitApplied}, "chain", servedFromCache},
 	{[]Guard{ResetForward}, "replies", servedFromCache},
 	{[]Guard{FlushOnReset}, "chain", servedFromCache},
@@ -41,7 +41,7 @@ var needed = []struct {
 	{[]Guard{NoHistoryAtStart}, "start", servedFromCache},
 	{[]Guard{PrimaryOnly}, "fill", servedFromCache},
 	{[]Guard{StampAtStart}, "fill", servedFromCache},
-	{[]Guard{GenerationOnFill, EpochOnFill}, "restore", servedFromCache},
+	{[]Guard{GenerationOnFill, EpochOnFill}, "crash", servedFromCache},
 	{[]Guard{FloorOnFill}, "fill", servedFromCache},
 	{[]Guard{StartOnFill}, "fill", servedFromCache},
 	{[]Guard{FillAtomic}, "fill", servedFromCache},
@@ -96,7 +96,7 @@ func TestGuards_SomeAreCoveredByOthers(t *testing.T) {
 				continue
 			}
 			m := &Model{Bounds: c.bounds, off: without(g)}
-			res, err := search(m, 200_000_000)
+			res, err := search(m, 60_000_000)
 			if err != nil || res.Bad != "" {
 				t.Errorf("without %v, in %s: %v %s\n%s", g, c.name, err, res.Bad, m.format(res.Trace))
 			}

@@ -11,7 +11,7 @@ const (
 	maxSessions = 2
 	maxFlights  = 2
 	maxEvents   = 6
-	maxReplies  = 5
+	maxReplies  = 8
 	maxAsks     = 3
 	maxValues   = 5
 	maxWrites   = 4
