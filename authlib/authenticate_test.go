@@ -230,7 +230,7 @@ func TestAuthenticate_LeaseEnds(t *testing.T) {
 	mustAuth(t, a, token)
 	s.revoke(token)
 	mustAuth(t, a, token) // the event has not come: within the bound
-	clock.advance(time.Hour)
+	clock.advance(testStaleness + time.Second)
 	if _, err := a.Authenticate(within(t), token); err != ErrRevoked {
 		t.Errorf("served %v without a lease", err)
 	}
