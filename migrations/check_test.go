@@ -122,7 +122,7 @@ func TestCheck_Partitions(t *testing.T) {
 
 func TestCheck_NothingWatched(t *testing.T) {
 	t.Parallel()
-	d := referenceDatabase(t)
+	d := keyed(t)
 	d.exec(`DELETE FROM authfence.watched`)
 	if got := strings.Join(d.findings(), "\n"); got != "problem api_key : no table is watched\nproblem organization : no table is watched" {
 		t.Errorf("findings: %q", got)

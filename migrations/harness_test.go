@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,14 +33,6 @@ func newDatabase(t testing.TB) *database {
 	t.Helper()
 	url := testenv.Database(t)
 	return &database{t: t, url: url, conn: connect(t, url)}
-}
-
-// referenceDatabase has the reference schema, watched.
-func referenceDatabase(t testing.TB) *database {
-	t.Helper()
-	d := newDatabase(t)
-	d.up(migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true})
-	return d
 }
 
 func connect(t testing.TB, url string) *pgx.Conn {
@@ -140,14 +135,59 @@ func (d *database) keys(tokens ...string) {
 	d.drain()
 }
 
-// keyed is the reference database with two organizations and the keys a, b and c of the first.
+// keyed is the reference database with two organizations and the keys a, b and c of the first. It is a copy of one that
+// is made once: most tests begin here.
 func keyed(t testing.TB) *database {
 	t.Helper()
-	d := referenceDatabase(t)
-	d.organization(org1)
-	d.organization(org2)
-	d.keys("a", "b", "c")
-	return d
+	server := testenv.PostgresServer(t)
+	original.once.Do(func() { original.err = makeOriginal(server) })
+	if original.err != nil {
+		t.Fatalf("make the original: %v", original.err)
+	}
+	name := fmt.Sprintf("keyed_%d", original.copies.Add(1))
+	admin := connect(t, server.URL("postgres"))
+	if _, err := admin.Exec(deadline(t), `CREATE DATABASE `+name+` TEMPLATE `+originalName); err != nil {
+		t.Fatalf("copy the original: %v", err)
+	}
+	if err := admin.Close(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.DropDatabase(context.Background(), name); err != nil {
+			t.Logf("drop database: %v", err)
+		}
+	})
+	return &database{t: t, url: server.URL(name), conn: connect(t, server.URL(name))}
+}
+
+const originalName = "keyed_original"
+
+var original struct {
+	once   sync.Once
+	err    error
+	copies atomic.Int64
+}
+
+func makeOriginal(server *testenv.Postgres) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := server.CreateDatabase(ctx, originalName); err != nil {
+		return err
+	}
+	url := server.URL(originalName)
+	if err := migrations.Up(ctx, url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true}); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, fmt.Sprintf(`
+		INSERT INTO organizations (id, name) VALUES ('%[1]s', 'org'), ('%[2]s', 'org');
+		INSERT INTO api_keys (organization_id, key_hash, name) SELECT '%[1]s', sha256(token::bytea), token FROM unnest('{a,b,c}'::text[]) token;
+		DELETE FROM authfence.change`, org1, org2))
+	// No session may be left: a database with one cannot be copied.
+	return errors.Join(err, conn.Close(ctx))
 }
 
 func change(kind, op, ref string) string { return kind + " " + op + " " + ref }

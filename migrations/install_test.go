@@ -169,7 +169,7 @@ func TestDown_LeavesTheReferenceSchemaUnlessAsked(t *testing.T) {
 
 func TestDown_RefusesToDropWhatOthersPutIntoTheSchema(t *testing.T) {
 	t.Parallel()
-	d := referenceDatabase(t)
+	d := keyed(t)
 	d.exec(`CREATE TABLE authfence.mine (id int)`)
 	if err := migrations.Down(deadline(t), d.url, migrations.Options{}); sqlState(err) != "2BP01" {
 		t.Fatalf("down: %v; want dependent_objects_still_exist", err)
