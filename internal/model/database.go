@@ -47,20 +47,27 @@ func (m *Model) databaseSteps(s *state, step stepper) {
 		step(action{kind: doBackup}, t)
 	}
 	if s.used.failovers < m.Failovers {
-		// The standby was behind by what is not durable; the old primary is not
-		// fenced and still answers reads.
-		t := *s
-		t.used.failovers++
-		t.former = s.db
-		t.db = s.durable
-		t.newServer()
-		step(action{kind: doFailover}, t)
+		m.failOver(s, s.durable, step)
+		if m.Backups > 0 {
+			m.failOver(s, s.backup, step) // to a standby that was further behind
+		}
 	}
 	if !m.on(PrimaryOnly) && s.replica != s.db.values {
 		t := *s
 		t.replica = s.db.values
 		step(action{kind: doReplicate}, t)
 	}
+}
+
+// failOver goes on with a standby's state. The old primary is not fenced and still
+// answers reads.
+func (m *Model) failOver(s *state, standby database, step stepper) {
+	t := *s
+	t.used.failovers++
+	t.former = s.db
+	t.db, t.durable = standby, standby
+	t.newServer()
+	step(action{kind: doFailover}, t)
 }
 
 func (m *Model) write(s *state, i int, step stepper) {

@@ -25,7 +25,8 @@ const (
 	DrainForAsk                        // 12: no answer without a drain
 	EmptyBeforeReply                   // 12: a drain that hit its limit answers nobody
 	DrainAfterAsk                      // 12: whose DELETE is sent after the ask arrived
-	ReplyAfterCommit                   // 12
+	ReplyAfterCommit                   // 12: without it, with the position committed before
+	ReplyCommitted                     // 12: without it, before COMMIT with the position published
 	EpochOnReplies                     // 13
 	WaitApplied                        // 13: no lease before applied >= P
 	ResetForward                       // 13: reset only if P > applied
@@ -73,6 +74,7 @@ var guardNames = [guards]string{
 	"a full batch answers nobody (12)",
 	"drain after the ask (12)",
 	"reply after COMMIT (12)",
+	"reply with what is committed (12)",
 	"epoch on replies (13)",
 	"wait for applied >= P (13)",
 	"reset only forward (13)",

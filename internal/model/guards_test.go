@@ -33,6 +33,7 @@ var needed = []struct {
 	{[]Guard{EmptyBeforeReply}, "batches", servedFromCache},
 	{[]Guard{DrainAfterAsk}, "chain", servedFromCache},
 	{[]Guard{ReplyAfterCommit}, "chain", servedFromCache},
+	{[]Guard{ReplyCommitted}, "batches", servedFromCache},
 	{[]Guard{EpochOnReplies}, "crash", servedFromCache},
 	{[]Guard{WaitApplied}, "chain", servedFromCache},
 	{[]Guard{ResetForward}, "replies", servedFromCache},

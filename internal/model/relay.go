@@ -124,6 +124,9 @@ func (m *Model) drainRows(s *state, i int, rows, waiting uint8, step stepper) {
 			if !m.on(ReplyAfterCommit) {
 				t.answer(m, d, d.committed)
 			}
+			if !m.on(ReplyCommitted) {
+				t.answer(m, d, d.last)
+			}
 			step(action{kind: doBeginDrain, a: i, b: int(taken), c: int(rows)}, t)
 		}
 		if taken == 0 {
