@@ -100,7 +100,6 @@ func alternate(b *testing.B, measured, floor func(n int)) float64 {
 
 type floor struct {
 	cache *otter.Cache[[32]byte, *keyEntry]
-	clock atomic.Int64
 }
 
 func newFloor(all []string) *floor {

@@ -167,13 +167,13 @@ func def[T comparable](field *T, value T) {
 func (c Config) Validate() error {
 	switch {
 	case c.Pool == nil:
-		return errors.New("Pool is nil: give a *pgxpool.Pool of the primary")
+		return errors.New("config: Pool is nil: give a *pgxpool.Pool of the primary")
 	case c.NATS == nil:
-		return errors.New("NATS is nil: give a *nats.Conn")
+		return errors.New("config: NATS is nil: give a *nats.Conn")
 	}
 	if c.Redis != nil {
 		if _, err := newSealer(c.SealKeys); err != nil {
-			return fmt.Errorf("SealKeys: %w", err)
+			return fmt.Errorf("config: SealKeys: %w", err)
 		}
 	}
 	c = c.withDefaults()
@@ -195,7 +195,7 @@ func (c Config) Validate() error {
 			continue
 		}
 		if f.value < f.least || f.value > f.most {
-			return fmt.Errorf("%s is %s: want %s to %s", f.name, f.value, f.least, f.most)
+			return fmt.Errorf("config: %s is %s: want %s to %s", f.name, f.value, f.least, f.most)
 		}
 	}
 	for _, f := range []struct {
@@ -213,11 +213,11 @@ func (c Config) Validate() error {
 		{"AuditSample", int64(c.AuditSample), 1, 10_000},
 	} {
 		if f.value < f.least || f.value > f.most {
-			return fmt.Errorf("%s is %d: want %d to %d", f.name, f.value, f.least, f.most)
+			return fmt.Errorf("config: %s is %d: want %d to %d", f.name, f.value, f.least, f.most)
 		}
 	}
 	if strings.ContainsFunc(c.L2Prefix, func(r rune) bool { return r <= ' ' || r > '~' }) || len(c.L2Prefix) > 128 {
-		return fmt.Errorf("L2Prefix: want 1 to 128 printable ASCII characters without spaces")
+		return fmt.Errorf("config: L2Prefix: want 1 to 128 printable ASCII characters without spaces")
 	}
 	return nil
 }

@@ -94,21 +94,21 @@ func (c Config) Validate() error {
 	}
 	switch {
 	case len(c.Name) > event.MaxNodeBytes || strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return fmt.Errorf("Name %q: want 1 to %d printable ASCII characters without spaces", c.Name, event.MaxNodeBytes)
+		return fmt.Errorf("config: Name %q: want 1 to %d printable ASCII characters without spaces", c.Name, event.MaxNodeBytes)
 	case !validJetStreamName(c.Stream):
-		return fmt.Errorf("Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
+		return fmt.Errorf("config: Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
 	case c.MaxStaleness < 100*time.Millisecond || c.MaxStaleness > time.Hour:
-		return fmt.Errorf("MaxStaleness %s: want 100ms to 1h", c.MaxStaleness)
+		return fmt.Errorf("config: MaxStaleness %s: want 100ms to 1h", c.MaxStaleness)
 	case c.Patience < 0:
-		return fmt.Errorf("Patience %s: want zero for the default or more", c.Patience)
+		return fmt.Errorf("config: Patience %s: want zero for the default or more", c.Patience)
 	case c.ReplayEvents < 0:
-		return fmt.Errorf("ReplayEvents %d: want zero for the default or more", c.ReplayEvents)
+		return fmt.Errorf("config: ReplayEvents %d: want zero for the default or more", c.ReplayEvents)
 	case c.ReplayTimeout < 0:
-		return fmt.Errorf("ReplayTimeout %s: want zero for the default or more", c.ReplayTimeout)
+		return fmt.Errorf("config: ReplayTimeout %s: want zero for the default or more", c.ReplayTimeout)
 	case c.MaxFloors < 0:
-		return fmt.Errorf("MaxFloors %d: want zero for the default or more", c.MaxFloors)
+		return fmt.Errorf("config: MaxFloors %d: want zero for the default or more", c.MaxFloors)
 	case c.Queue < 0:
-		return fmt.Errorf("Queue %d: want zero for the default or more", c.Queue)
+		return fmt.Errorf("config: Queue %d: want zero for the default or more", c.Queue)
 	}
 	return nil
 }

@@ -67,17 +67,17 @@ func (c UnlinkConfig) Validate() error {
 	}
 	switch {
 	case !validJetStreamName(c.Stream):
-		return fmt.Errorf("Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
+		return fmt.Errorf("config: Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
 	case !validJetStreamName(c.Durable):
-		return fmt.Errorf("Durable %q: want a name without spaces, dots, slashes, * or >", c.Durable)
+		return fmt.Errorf("config: Durable %q: want a name without spaces, dots, slashes, * or >", c.Durable)
 	case c.Batch < 0 || c.Batch > 1000:
-		return fmt.Errorf("Batch %d: want 1 to 1000, or zero for the default", c.Batch)
+		return fmt.Errorf("config: Batch %d: want 1 to 1000, or zero for the default", c.Batch)
 	case c.Timeout < 0:
-		return fmt.Errorf("Timeout %s: want zero for the default or more", c.Timeout)
+		return fmt.Errorf("config: Timeout %s: want zero for the default or more", c.Timeout)
 	case c.AckWait < time.Second:
-		return fmt.Errorf("AckWait %s: want 1s or more, or zero for the default", c.AckWait)
+		return fmt.Errorf("config: AckWait %s: want 1s or more, or zero for the default", c.AckWait)
 	case c.MaxDeliver < 0:
-		return fmt.Errorf("MaxDeliver %d: want zero for the default or more", c.MaxDeliver)
+		return fmt.Errorf("config: MaxDeliver %d: want zero for the default or more", c.MaxDeliver)
 	}
 	return nil
 }
