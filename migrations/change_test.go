@@ -2,6 +2,7 @@ package migrations_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/authfence/authfence/migrations"
@@ -179,7 +180,18 @@ func TestChangeLog_SeesWhatOtherTriggersChange(t *testing.T) {
 	t.Parallel()
 	d := keyed(t)
 	d.exec(`CREATE FUNCTION slide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.expires_at := now() + '1 hour'; RETURN NEW; END $$`)
+	before := scalar[string](d, `SELECT authfence.trigger_fingerprint()`)
 	d.exec(`CREATE TRIGGER zzz BEFORE UPDATE ON api_keys FOR EACH ROW WHEN (NEW.name = 'a') EXECUTE FUNCTION slide()`)
+	if got := strings.Join(d.findings(), "\n"); !strings.Contains(got, "problem api_key public.api_keys: trigger zzz was added after the installation") {
+		t.Errorf("findings: %q; want the trigger that was added", got)
+	}
+	if scalar[string](d, `SELECT authfence.trigger_fingerprint()`) == before {
+		t.Error("the fingerprint did not change with the trigger")
+	}
+	d.up(migrations.Options{Watch: watch.DefaultConfig()})
+	if got := d.findings(); len(got) != 0 {
+		t.Errorf("findings after up: %q", got)
+	}
 	d.exec(`UPDATE api_keys SET last_used_at = now()`)
 	d.expect(keyChange("update", "a"))
 

@@ -24,6 +24,11 @@ var tampering = map[string]struct {
 	"other columns": {sql: `CREATE OR REPLACE TRIGGER authfence_api_key_update AFTER UPDATE ON api_keys FOR EACH ROW
 		WHEN (OLD.name <> NEW.name) EXECUTE FUNCTION authfence.log_api_key(); ALTER TABLE api_keys ENABLE ALWAYS TRIGGER authfence_api_key_update`,
 		want: "compares other columns"},
+	"fewer columns": {sql: `CREATE OR REPLACE TRIGGER authfence_api_key_update AFTER UPDATE OF name ON api_keys FOR EACH ROW
+		WHEN (ROW(OLD.id, OLD.key_hash, OLD.organization_id, OLD.expires_at, OLD.revoked_at, OLD.permissions, OLD.name) IS DISTINCT FROM
+			ROW(NEW.id, NEW.key_hash, NEW.organization_id, NEW.expires_at, NEW.revoked_at, NEW.permissions, NEW.name))
+		EXECUTE FUNCTION authfence.log_api_key(); ALTER TABLE api_keys ENABLE ALWAYS TRIGGER authfence_api_key_update`,
+		want: "updates of other columns"},
 	"function replaced": {sql: `CREATE OR REPLACE FUNCTION authfence.count_api_key() RETURNS boolean LANGUAGE sql AS 'SELECT false'`, want: "a trigger function is missing or was altered"},
 	"functions dropped": {sql: `DROP FUNCTION authfence.log_api_key() CASCADE`, want: "is missing"},
 	"table swapped":     {sql: `ALTER TABLE api_keys RENAME TO old_keys; CREATE TABLE api_keys (LIKE old_keys INCLUDING ALL); INSERT INTO api_keys SELECT * FROM old_keys`, want: "trigger authfence_api_key_row is missing"},

@@ -35,6 +35,11 @@ func (r *run) install(ctx context.Context, kind string) error {
 		if err != nil {
 			return err
 		}
+		if guarded, err := hasBeforeUpdate(ctx, tx, p.name); err != nil {
+			return err
+		} else if !guarded {
+			p.onlyOf()
+		}
 		statements := slices.Concat(p.functions(), p.rows())
 		for _, relation := range relations {
 			statements = append(statements, p.truncate(relation)...)
@@ -180,6 +185,24 @@ func relationsOf(ctx context.Context, db watch.Querier, name watch.Name) ([]watc
 		return nil, fmt.Errorf("read partitions: %w", err)
 	}
 	return relations, nil
+}
+
+// hasBeforeUpdate tells whether a BEFORE UPDATE trigger of somebody else's stands on the table or a partition: it may
+// change columns that no statement names. authfence.before_update_triggers() asks the same of what is installed.
+func hasBeforeUpdate(ctx context.Context, db watch.Querier, name watch.Name) (there bool, err error) {
+	err = db.QueryRow(ctx, `
+		WITH RECURSIVE tree(oid) AS (
+			SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1::text AND c.relname = $2::text
+			UNION ALL
+			SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+		)
+		SELECT EXISTS (SELECT FROM tree JOIN pg_trigger t ON t.tgrelid = tree.oid
+			WHERE t.tgtype & 19 = 19 AND NOT t.tgisinternal)`, name.Schema, name.Table).Scan(&there)
+	if err != nil {
+		return false, fmt.Errorf("look for BEFORE triggers: %w", err)
+	}
+	return there, nil
 }
 
 type trigger struct {

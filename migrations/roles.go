@@ -43,7 +43,7 @@ func (r *run) grantRoles(ctx context.Context) error {
 			`GRANT SELECT, UPDATE ON authfence.relay TO authfence_listener`,
 			`GRANT SELECT, INSERT, DELETE ON authfence.incarnation TO authfence_listener`,
 			`GRANT SELECT ON authfence.watched TO authfence_listener`,
-			`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text),
+			`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
 				authfence.trigger_check(), authfence.trigger_fingerprint() TO authfence_listener`,
 			`GRANT SELECT (epoch) ON authfence.relay TO authfence_node`,
 		); err != nil {

@@ -36,6 +36,7 @@ type plan struct {
 // values fill the templates; all are quoted or are our own constants.
 type values struct {
 	Kind, Table, Old, New, OldRef, NewRef string
+	Of                                    string // columns of UPDATE OF; empty: any UPDATE, as it must be beside a BEFORE trigger
 	Threshold, LongestRef                 int
 	Notify                                bool
 }
@@ -63,10 +64,17 @@ func newPlan(config watch.Config, kind string) (plan, error) {
 	return p, err
 }
 
+// onlyOf makes the trigger for updates pass over statements that name no relevant column. Such a statement then costs
+// what it costs without us; otherwise Postgres parses the WHEN clause for each (measured: 18 us).
+func (p *plan) onlyOf() { p.values.Of = columnList("", p.relevant) }
+
 func columnList(row string, columns []string) string {
 	quoted := make([]string, len(columns))
 	for i, column := range columns {
-		quoted[i] = row + "." + pgx.Identifier{column}.Sanitize()
+		quoted[i] = pgx.Identifier{column}.Sanitize()
+		if row != "" {
+			quoted[i] = row + "." + quoted[i]
+		}
 	}
 	return strings.Join(quoted, ", ")
 }

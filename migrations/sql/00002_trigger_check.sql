@@ -33,6 +33,17 @@ $$;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
+-- Other people's triggers that may change a row on its way into a watched table or a partition of it.
+CREATE FUNCTION authfence.before_update_triggers() RETURNS SETOF pg_trigger
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+    -- tgtype: 1 per row, 2 BEFORE, 16 UPDATE.
+    SELECT t.* FROM authfence.watched_relations() r JOIN pg_trigger t ON t.tgrelid = r.oid
+    WHERE t.tgtype & 19 = 19 AND NOT t.tgisinternal
+$$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
 -- Rule 23: one row a finding, none when all is well. A finding means that changes may be lost, so leases are refused;
 -- one that is only a warning refuses nothing.
 CREATE FUNCTION authfence.trigger_check()
@@ -44,7 +55,7 @@ AS $$
     found AS (
         SELECT r.kind, r.oid, format('%I.%I', n.nspname, c.relname) AS relation, r.is_partition, r.oid = r.root AS is_root,
             'authfence_' || r.kind || '_' || e.suffix AS name, e.type, e.per_row,
-            t.oid AS trigger, t.tgtype, t.tgenabled, t.tgfoid,
+            t.oid AS trigger, t.tgtype, t.tgenabled, t.tgfoid, t.tgattr::int2[] AS columns,
             w.relevant, e.suffix
         FROM relations r
         JOIN authfence.watched w USING (kind)
@@ -68,8 +79,18 @@ AS $$
                 WHERE d.classid = 'pg_trigger'::regclass AND d.objid = f.trigger
                     AND d.refclassid = 'pg_class'::regclass AND d.refobjid = f.oid AND d.refobjsubid > 0)
                 THEN format('trigger %I compares other columns than the mapping names (was one renamed?)', f.name)
+            WHEN f.suffix = 'update' AND cardinality(f.columns) > 0 AND f.relevant IS DISTINCT FROM (
+                SELECT array_agg(a.attname::text COLLATE "C" ORDER BY a.attname::text COLLATE "C")
+                FROM pg_attribute a WHERE a.attrelid = f.oid AND a.attnum = ANY (f.columns))
+                THEN format('trigger %I looks at updates of other columns than the mapping names', f.name)
             END) AS p (text)
         WHERE p.text IS NOT NULL
+        UNION ALL
+        -- The trigger for updates looks only at statements that name a relevant column, unless a BEFORE trigger stood
+        -- beside it at the installation: such a one may change a column that the statement does not name.
+        SELECT f.kind, f.relation, format('trigger %I was added after the installation: what it changes may go unseen', b.tgname), false
+        FROM found f JOIN authfence.before_update_triggers() b ON b.tgrelid = f.oid
+        WHERE f.suffix = 'update' AND cardinality(f.columns) > 0
         UNION ALL
         SELECT f.kind, f.relation, format('trigger %I is missing: a TRUNCATE of this partition alone is not logged', f.name), true
         FROM found f WHERE f.trigger IS NULL AND NOT f.per_row AND NOT f.is_root
@@ -95,8 +116,8 @@ $$;
 -- +goose StatementBegin
 -- Rule 23: a text that changes when anything happened between two checks that may have let a change slip by, also if it
 -- was put right again: a trigger dropped and made anew, or disabled and enabled; a partition attached or detached; a
--- table swapped, rewritten, or truncated behind the triggers (its file changes); a relevant column renamed. VACUUM FULL rewrites too: a needless
--- reset, and a rare one.
+-- table swapped, rewritten, or truncated behind the triggers (its file changes); a relevant column renamed; a BEFORE
+-- trigger of somebody else's added or dropped. VACUUM FULL rewrites too: a needless reset, and a rare one.
 CREATE FUNCTION authfence.trigger_fingerprint() RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -111,14 +132,17 @@ AS $$
         FROM authfence.watched_relations() r JOIN authfence.watched w USING (kind)
         JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = ANY (w.relevant) AND NOT a.attisdropped
         UNION ALL
+        SELECT concat_ws('|', t.tgrelid, t.oid) FROM authfence.before_update_triggers() t
+        UNION ALL
         SELECT concat_ws('|', p.proname, p.oid, p.xmin, p.proowner) FROM pg_proc p
         WHERE p.pronamespace = to_regnamespace('authfence') AND p.proname ~ '^(count|log)_'
     ) AS lines (line)
 $$;
 -- +goose StatementEnd
 
-REVOKE ALL ON FUNCTION authfence.watched_relations(), authfence.function_hash(text),
+REVOKE ALL ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
     authfence.trigger_check(), authfence.trigger_fingerprint() FROM PUBLIC;
 
 -- +goose Down
-DROP FUNCTION authfence.trigger_fingerprint(), authfence.trigger_check(), authfence.function_hash(text), authfence.watched_relations();
+DROP FUNCTION authfence.trigger_fingerprint(), authfence.trigger_check(), authfence.before_update_triggers(),
+    authfence.function_hash(text), authfence.watched_relations();
