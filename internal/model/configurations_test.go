@@ -96,5 +96,11 @@ var deep = []configuration{
 	{"renewed", Bounds{Nodes: 1, Refs: 1, Sessions: 1, Writes: []Write{x}, Led: true, Warm: true, Flights: 1, Barriers: true,
 		AsyncWrites: true, Takeovers: 1, Asks: 2, Reads: 1, Crashes: 1}},
 	{"all", Bounds{Nodes: 1, Refs: 1, Sessions: 2, Writes: []Write{x, x}, Led: true, Flights: 1, Redis: true, Rebuild: true, AsyncDrains: true,
+		Takeovers: 1, Asks: 1, Reads: 1, Resets: 1, Compactions: 1, Restarts: 1, Crashes: 1}},
+}
+
+// deepest takes as much memory as a large machine has.
+var deepest = []configuration{
+	{"all", Bounds{Nodes: 1, Refs: 1, Sessions: 2, Writes: []Write{x, x}, Led: true, Flights: 1, Redis: true, Rebuild: true, AsyncDrains: true,
 		Takeovers: 1, Asks: 2, Reads: 1, Resets: 1, Compactions: 1, Restarts: 1, Crashes: 1}},
 }

@@ -2,7 +2,6 @@ package model
 
 import (
 	"flag"
-	"slices"
 	"testing"
 )
 
@@ -86,18 +85,15 @@ func TestGuards_EachIsNeeded(t *testing.T) {
 // them.
 func TestGuards_SomeAreCoveredByOthers(t *testing.T) {
 	t.Parallel()
-	in := []string{"restore", "crash", "past", "redis", "start", "replies"}
-	configurations := small
-	if *deepRun {
-		configurations = append(small, deep...)
+	var in []configuration
+	for _, name := range []string{"restore", "crash", "past", "redis", "start", "replies"} {
+		in = append(in, configuration{name, boundsOf(t, name)})
 	}
+	in = append(in, wideConfigurations()...)
 	for _, g := range covered {
-		for _, c := range configurations {
-			if !*deepRun && !slices.Contains(in, c.name) {
-				continue
-			}
+		for _, c := range in {
 			m := &Model{Bounds: c.bounds, off: without(g)}
-			res, err := search(m, 60_000_000)
+			res, err := search(m, 80_000_000)
 			if err != nil || res.Bad != "" {
 				t.Errorf("without %v, in %s: %v %s\n%s", g, c.name, err, res.Bad, m.format(res.Trace))
 			}

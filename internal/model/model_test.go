@@ -2,12 +2,13 @@ package model
 
 import (
 	"flag"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
 )
 
-var deepRun = flag.Bool("model.deep", false, "search the wide configurations too: minutes, and some GB of memory")
+var deepRun = flag.Int("model.deep", 0, "1: search the wide configurations too, which takes minutes and some GB; 2: and the widest, which takes 16 GB")
 
 // TestProtocol_NothingStaleIsServed searches every state of every small
 // configuration.
@@ -32,15 +33,27 @@ func TestProtocol_NothingStaleIsServed(t *testing.T) {
 
 // TestProtocol_DeepRun is the same for the wide configurations.
 func TestProtocol_DeepRun(t *testing.T) {
-	if !*deepRun {
-		t.Logf("with -model.deep this searches %d wide configurations", len(deep))
+	wide := wideConfigurations()
+	if len(wide) == 0 {
+		t.Logf("with -model.deep=1 this searches %d wide configurations", len(deep))
 		return
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(25)) // rather slower than larger
 	total := 0
-	for _, c := range deep {
-		total += holds(t, c, 60_000_000, nil)
+	for _, c := range wide {
+		total += holds(t, c, 80_000_000, nil)
 	}
 	t.Logf("%d states in all", total)
+}
+
+func wideConfigurations() (wide []configuration) {
+	if *deepRun > 0 {
+		wide = append(wide, deep...)
+	}
+	if *deepRun > 1 {
+		wide = append(wide, deepest...)
+	}
+	return wide
 }
 
 func holds(t *testing.T, c configuration, limit int, took map[actionKind]bool) int {

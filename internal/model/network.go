@@ -123,8 +123,8 @@ func (s *state) settle(a int) {
 }
 
 func (s *state) dropReplies(a int) {
-	kept := slices.DeleteFunc(s.replies[:], func(r reply) bool { return r.ask == uint8(a+1) })
-	_ = kept // DeleteFunc zeroes the rest, which is how a set ends
+	// What DeleteFunc leaves behind the rest is zero, which is how a set ends.
+	_ = slices.DeleteFunc(s.replies[:], func(r reply) bool { return r.ask == uint8(a+1) })
 }
 
 // networkSteps are asks, and what is delivered.
