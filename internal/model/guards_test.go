@@ -86,7 +86,7 @@ func TestGuards_EachIsNeeded(t *testing.T) {
 func TestGuards_SomeAreCoveredByOthers(t *testing.T) {
 	t.Parallel()
 	var in []configuration
-	for _, name := range []string{"restore", "crash", "past", "redis", "start", "replies"} {
+	for _, name := range []string{"restore", "past", "redis", "start", "replies"} {
 		in = append(in, configuration{name, boundsOf(t, name)})
 	}
 	in = append(in, wideConfigurations()...)
