@@ -38,7 +38,9 @@ func TestProtocol_DeepRun(t *testing.T) {
 		t.Logf("with -model.deep=1 this searches %d wide configurations", len(deep))
 		return
 	}
-	defer debug.SetGCPercent(debug.SetGCPercent(25)) // rather slower than larger
+	if *deepRun == 1 {
+		defer debug.SetGCPercent(debug.SetGCPercent(25)) // rather slower than larger
+	}
 	total := 0
 	for _, c := range wide {
 		total += holds(t, c, 80_000_000, nil)
