@@ -36,7 +36,10 @@ func (g *gate) pass() {
 	<-shut
 }
 
-func (g *gate) close() {
+// close is called after start, so that a test that fails opens it before the node
+// is stopped.
+func (g *gate) close(t testing.TB) {
+	t.Cleanup(g.open)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shut = make(chan struct{})
@@ -101,7 +104,7 @@ func TestFill_SlowReadAcrossARevocationIsNotKept(t *testing.T) {
 	a := ready(t, start(t, cfg, g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	s.revoke(token)
@@ -128,7 +131,7 @@ func TestFill_RefusedOrganizationIsNotKeptByItsKey(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	s.exec(`UPDATE organizations SET suspended_at = now() WHERE id = $1`, s.org)
@@ -151,7 +154,7 @@ func TestFill_GenerationOfBeforeAResetIsNotKept(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	epoch := s.leader.newEpoch()
@@ -173,7 +176,7 @@ func TestJoin_LateJoinerOfARefusedReadGoesRoundAgain(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	s.revoke(token)
@@ -200,7 +203,7 @@ func TestJoin_LateJoinerOfAnOldReadWithoutALeaseGoesRoundAgain(t *testing.T) {
 	a := start(t, long(s.config(t)), g.set, clock.set)
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	s.revoke(token) // no event reaches this node
@@ -239,7 +242,7 @@ func TestJoin_BypassNeverJoinsAReadThatBegan(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	first := ask(t, a, token, Request{})
 	g.await(t)
 	s.revoke(token) // no event: rule 16 will admit the first read
@@ -260,7 +263,7 @@ func TestFlight_SharedByAllThatAsk(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	var all []<-chan outcome
 	for range 50 {
 		all = append(all, ask(t, a, token, Request{}))
@@ -284,7 +287,7 @@ func TestFlight_CancelledWaiterFailsNobodyElse(t *testing.T) {
 	a := ready(t, start(t, long(s.config(t)), g.set))
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	gone := make(chan error, 1)
 	go func() {
@@ -316,7 +319,7 @@ func TestBatch_GathersWhileAllLoadsAreUnderWay(t *testing.T) {
 	var all []<-chan outcome
 	token := newToken()
 	s.newKey(token)
-	g.close()
+	g.close(t)
 	all = append(all, ask(t, a, token, Request{}))
 	g.await(t)
 	for range 50 {
@@ -347,7 +350,7 @@ func TestWaiting_StrangersCannotStarveKnownKeys(t *testing.T) {
 	s.newKey(known)
 	mustAuth(t, a, known)
 	s.apply(widely(event.APIKey), a) // evicted, not forgotten
-	g.close()
+	g.close(t)
 	var flood []<-chan outcome
 	flood = append(flood, ask(t, a, newToken(), Request{}))
 	g.await(t) // it holds the one worker that strangers may have
