@@ -1,6 +1,7 @@
 // Package barrier is the client's side of rule 22: it asks the leading listener
 // to wait until everything that was committed before the ask is in force on
-// every node, and returns the receipt.
+// every node that it has heard of lately, and returns the receipt. The receipt
+// says by when any other process refuses too (RestRefuse).
 //
 //	tx.Commit(ctx)
 //	receipt, err := barrier.Wait(ctx, nc, event.Subjects{})

@@ -47,8 +47,9 @@ type Report struct {
 	Applied Position `json:"applied"`
 }
 
-// BarrierAsk asks the leader for a barrier: all that was committed before the
-// ask is in force on every node when the receipt comes.
+// BarrierAsk asks the leader for a barrier: when the receipt comes, all that was
+// committed before the ask is in force on every node that the leader has heard
+// of lately.
 type BarrierAsk struct {
 	V    int    `json:"v"`
 	Wait Millis `json:"wait_ms"` // give up after this long; zero: the leader's own limit

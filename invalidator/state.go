@@ -108,11 +108,15 @@ func (s *state) adopt(h history, lease *Lease) bool {
 	return true
 }
 
-// surrender gives the lease up.
+// surrender gives the lease up, and with it the entries that could be served
+// without one: the leader, once told, will not wait for this node any more
+// (rule 22).
 func (s *state) surrender() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lease.Store(overLease)
+	s.generation++
+	s.cache.Flush()
 }
 
 func (s *state) stamp() Stamp {

@@ -34,9 +34,11 @@ type Config struct {
 	// never heard of: the max_staleness of the nodes. Default 2 s.
 	MaxStaleness time.Duration
 
-	// MaxLease is the longest lease granted to a node that asks for it. A grant
-	// above MaxStaleness is written to Postgres first, so that barriers of this
-	// and the next leader reckon with it. Default 60 s.
+	// MaxLease is the longest lease granted, to nodes that ask for more than
+	// MaxStaleness. A longer one than was granted before is written to Postgres
+	// first, so that barriers of this and the next leader reckon with it; after a
+	// restart of Postgres the first barrier waits this long. Default
+	// MaxStaleness.
 	MaxLease time.Duration
 
 	// NotifyOff leaves LISTEN out: the outbox is polled only. Set it where the
@@ -114,7 +116,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Stream.MaxBytes, 1<<30)
 	set(&c.Stream.CheckInterval, 5*time.Second)
 	set(&c.MaxStaleness, 2*time.Second)
-	set(&c.MaxLease, max(time.Minute, c.MaxStaleness))
+	set(&c.MaxLease, c.MaxStaleness)
 	set(&c.SessionTimeout, 1500*time.Millisecond)
 	if c.NotifyOff {
 		set(&c.PollInterval, 10*time.Millisecond)

@@ -98,7 +98,6 @@ func (s *session) takeOver(ctx context.Context) (takeover, error) {
 		t.term = uint64(term) + 1
 		t.committed = event.Position{Term: uint64(positionTerm), N: uint64(n)}
 		t.previous = time.Duration(ceiling) * time.Millisecond
-		t.ceiling = max(t.previous, s.l.settings.MaxStaleness)
 		now, err := s.identify(ctx, tx)
 		if err != nil {
 			return err
@@ -108,6 +107,12 @@ func (s *session) takeOver(ctx context.Context) (takeover, error) {
 			return err
 		}
 		t.renewed = now.differences(stored)
+		if len(t.renewed) > 0 && stored != "" {
+			// The row may be an old one, of a backup or of a standby that was behind:
+			// what was granted since is bounded by the configuration alone.
+			t.previous = max(t.previous, s.l.settings.MaxLease)
+		}
+		t.ceiling = max(t.previous, s.l.settings.MaxStaleness)
 		if t.epoch, err = event.ParseEpoch(epoch); err != nil || t.epoch == 0 {
 			t.renewed = append(t.renewed, "epoch")
 		}

@@ -17,7 +17,7 @@ type listenCommand struct {
 
 	Name         string        `placeholder:"NAME" help:"Name in logs and in pg_stat_activity (default: host and process)."`
 	MaxStaleness time.Duration `default:"2s" help:"The nodes' bound: what a barrier assumes of processes that never asked for a lease."`
-	MaxLease     time.Duration `default:"1m" help:"Longest lease granted to a node that asks for more than --max-staleness."`
+	MaxLease     time.Duration `placeholder:"DURATION" help:"Longest lease granted to a node that asks for more than --max-staleness (default: --max-staleness). After a restart of Postgres the first barrier waits this long."`
 	Notify       string        `enum:",on,off" default:"" help:"off: poll instead of LISTEN, for triggers installed with notify off (default: what the file's watch.notify says)."`
 	PollInterval time.Duration `placeholder:"DURATION" help:"How often the change log is looked at when nothing wakes the leader (default: 500ms; 10ms with --notify=off)."`
 	Gather       time.Duration `default:"5ms" help:"How long changes are gathered under load; an idle listener never waits."`
