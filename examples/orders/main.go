@@ -50,8 +50,10 @@ func run(ctx context.Context, env func(string) string) error {
 	server := &http.Server{Handler: routes(auth), ReadHeaderTimeout: 5 * time.Second}
 	slog.Info("orders answers", "address", listener.Addr().String())
 
+	// The server drains first: requests at hand still authenticate.
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return auth.Run(ctx) })
+	serving, drained := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return auth.Run(serving) })
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve: %w", err)
@@ -59,8 +61,9 @@ func run(ctx context.Context, env func(string) string) error {
 		return nil
 	})
 	group.Go(func() error {
+		defer drained()
 		<-ctx.Done()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		end, cancel := context.WithTimeout(serving, 10*time.Second)
 		defer cancel()
 		return server.Shutdown(end)
 	})

@@ -92,8 +92,10 @@ func RunNode(ctx context.Context, out io.Writer, log *slog.Logger, options NodeO
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	fmt.Fprintln(out, "http://"+listener.Addr().String())
+	// The server drains first: requests at hand still authenticate.
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return auth.Run(ctx) })
+	serving, drained := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return auth.Run(serving) })
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve: %w", err)
@@ -101,8 +103,9 @@ func RunNode(ctx context.Context, out io.Writer, log *slog.Logger, options NodeO
 		return nil
 	})
 	group.Go(func() error {
+		defer drained()
 		<-ctx.Done()
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		end, cancel := context.WithTimeout(serving, 5*time.Second)
 		defer cancel()
 		return server.Shutdown(end)
 	})

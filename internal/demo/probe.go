@@ -76,20 +76,24 @@ func probe(ctx context.Context, client *http.Client, nodes []apiNode, token stri
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	answers := make([][]answer, len(nodes))
-	settled := make([]chan struct{}, len(nodes))
+	seen, settled := make([]chan struct{}, len(nodes)), make([]chan struct{}, len(nodes))
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	var running sync.WaitGroup
 	for i, node := range nodes {
-		settled[i] = make(chan struct{})
+		seen[i], settled[i] = make(chan struct{}), make(chan struct{})
 		running.Go(func() {
-			announced := false
+			began, announced := false, false
 			for watching.Err() == nil {
 				a := request(watching, client, node, token)
 				if watching.Err() != nil {
 					return
 				}
 				answers[i] = append(answers[i], a)
+				if !began && a.err == nil && a.status == old {
+					began = true
+					close(seen[i])
+				}
 				if !announced && a.err == nil && a.status == want {
 					announced = true
 					close(settled[i])
@@ -100,7 +104,14 @@ func probe(ctx context.Context, client *http.Client, nodes []apiNode, token stri
 	}
 	finish := func() { stop(); running.Wait() }
 
-	pause(ctx, 50*time.Millisecond) // so that each node was seen to give the old answer
+	for i, node := range nodes { // a change is seen only by who saw what was before
+		select {
+		case <-seen[i]:
+		case <-ctx.Done():
+			finish()
+			return nil, fmt.Errorf("%s never gave %d: %w", node.name, old, context.Cause(ctx))
+		}
+	}
 	if err := commit(ctx); err != nil {
 		finish()
 		return nil, err
