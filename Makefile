@@ -32,6 +32,10 @@ check: format vet staticcheck test ## What a change must pass: gofmt, vet, stati
 bench: prepare ## Run the benchmarks, one package at a time; each measures its own floor.
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
 
+.PHONY: model
+model: ## Search the protocol's model in wider scopes than the tests do (about 2 min, 1.2 GB).
+	$(GO) test ./internal/model -run DeepRun -model.deep=1 -timeout 30m -v
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME.
 	@set -e; for package in $$($(GO) list ./...); do \
