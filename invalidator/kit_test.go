@@ -414,6 +414,34 @@ func (r *runningNode) awaitApplied(t testing.TB, ev event.Event) {
 	t.Helper()
 	mark := event.Mark{Epoch: ev.Epoch, Position: ev.Position}
 	eventually(t, "applied "+mark.String(), func() bool { return r.AtLeast(mark) })
+	r.awaitTurn(t, mark)
+}
+
+// awaitTurn waits until the loop is past what it did last: it counts after it
+// moves, and answers reports after both.
+func (r *runningNode) awaitTurn(t testing.TB, mark event.Mark) {
+	t.Helper()
+	sub, err := r.nc.SubscribeSync(r.nc.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	body, err := event.EncodeMessage(event.ReportAsk{Epoch: mark.Epoch, Position: mark.Position, Wait: event.Millis(time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.nc.PublishRequest(r.cfg.Subjects.Report(), sub.Subject, body); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		msg, err := sub.NextMsg(deadline)
+		if err != nil {
+			t.Fatalf("await turn: %v", err)
+		}
+		if report, err := event.DecodeMessage[event.Report](msg.Data); err == nil && report.Node == r.Name() {
+			return
+		}
+	}
 }
 
 // fill reads as a caller does: now, with a stamp of now.
