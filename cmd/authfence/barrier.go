@@ -30,22 +30,24 @@ func (c barrierCommand) Run(ctx context.Context, s *stage) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	receipt, err := barrier.Wait(ctx, nc, subjects)
-	if errors.Is(err, barrier.ErrNoLeader) || errors.Is(err, context.DeadlineExceeded) {
+	switch {
+	case errors.Is(err, barrier.ErrRefused): // the receipt says how far it came
+		err = fmt.Errorf("%w: %w", errUnmet, err)
+	case errors.Is(err, barrier.ErrNoLeader), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w: no receipt within %s: %w", errUnmet, c.Timeout, err)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	if c.JSON {
-		body, err := json.Marshal(receipt)
-		if err != nil {
-			return fmt.Errorf("encode receipt: %w", err)
-		}
-		fmt.Fprintln(s.out, string(body))
-		return nil
+	if !c.JSON {
+		printReceipt(s, receipt)
+		return err
 	}
-	printReceipt(s, receipt)
-	return nil
+	body, encodeErr := json.Marshal(receipt)
+	if encodeErr != nil {
+		return fmt.Errorf("encode receipt: %w", encodeErr)
+	}
+	fmt.Fprintln(s.out, string(body))
+	return err
 }
 
 func printReceipt(s *stage, r event.Receipt) {

@@ -17,7 +17,7 @@ func (c demoCommand) Run(ctx context.Context, s *stage) error {
 	if err != nil {
 		return err
 	}
-	err = demo.Run(ctx, demo.Options{Binary: binary, Out: s.out, Keep: c.Keep, Log: s.log})
+	err = demo.Run(ctx, demo.Options{Binary: binary, Out: s.out, Keep: c.Keep})
 	if errors.Is(err, demo.ErrBroken) {
 		return fmt.Errorf("%w: %w", errUnmet, err)
 	}

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 
+	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
 )
 
@@ -310,6 +312,24 @@ func TestServices_TellWhetherTheyAreReadyAndDrain(t *testing.T) {
 	}
 	if code, stdout, _ := authfence(t, "barrier", "--json"); code != exitOK || !json.Valid([]byte(stdout)) {
 		t.Errorf("barrier --json: exit %d\n%s", code, stdout)
+	}
+	// A node that asked for a long lease and then fell silent keeps a barrier open.
+	nc, err := nats.Connect(os.Getenv("AUTHFENCE_NATS_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	ask, err := event.EncodeMessage(event.LeaseAsk{Node: "silent-1", Nonce: "n", Staleness: event.Millis(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Request(event.Subjects{}.Lease(), ask, 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr = authfence(t, "barrier", "--timeout=3s")
+	if code != exitUnmet || !strings.Contains(stdout, "silent-1") || !strings.Contains(stdout, "did not confirm") ||
+		!strings.Contains(stderr, "not in force everywhere") {
+		t.Errorf("barrier with a silent node: exit %d, want %d\n%s%s", code, exitUnmet, stdout, stderr)
 	}
 	if code, stderr := listen.stop(); code != exitOK || !strings.Contains(stderr, "listener stopped") {
 		t.Errorf("listen: exit %d\n%s", code, stderr)

@@ -28,7 +28,6 @@ type Options struct {
 	Binary string    // path of the authfence binary, which the parts are subcommands of
 	Out    io.Writer // the timeline
 	Keep   bool      // stay up at the end until ctx ends, and print how to play
-	Log    *slog.Logger
 }
 
 // MaxStaleness is the bound that the demo runs with, the default.

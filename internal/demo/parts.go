@@ -135,7 +135,7 @@ func (p *parts) start(ctx context.Context, name string, args ...string) (*child,
 	return c, nil
 }
 
-// startListed starts a child and has Close end it.
+// startOurs starts a child and has Close end it.
 func (p *parts) startOurs(ctx context.Context, name string, args ...string) (*child, error) {
 	c, err := p.start(ctx, name, args...)
 	if err != nil {

@@ -68,10 +68,9 @@ type change struct {
 
 // probe asks every node with token without a pause while commit runs, until
 // every node gives the wanted status, and a little longer to see that it stays.
-// The moment of the commit is the one at which commit returned: later than the
-// real one, so the times shown never flatter; the legality of an answer is
-// judged against the same moment, which the database passed earlier, so no
-// answer is judged too mildly by more than the round trip of the commit.
+// The moment of the commit is the one at which commit returned. The database
+// passed it earlier, so the times shown are short by up to the way back of one
+// statement, and an answer is judged too mildly by no more than that.
 func probe(ctx context.Context, client *http.Client, nodes []apiNode, token string, old, want int, commit func(context.Context) error) ([]change, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
