@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"syscall"
 )
@@ -33,3 +34,12 @@ func (c *Child) Stop(ctx context.Context) error { return c.process.end(ctx, sysc
 
 // Kill sends SIGKILL and waits for the end.
 func (c *Child) Kill() error { return c.process.kill() }
+
+// Signal sends a signal, as SIGSTOP and SIGCONT; a child that has ended is not an error.
+func (c *Child) Signal(signal os.Signal) error { return c.process.signal(signal) }
+
+// PID is the child's process id.
+func (c *Child) PID() int { return c.process.pid() }
+
+// Stopped says whether the child is halted by SIGSTOP, or gone.
+func (c *Child) Stopped() bool { return stopped(c.process.pid()) }

@@ -25,14 +25,15 @@ const linkQueue = 256
 
 // Link is a TCP proxy on loopback that can fail like a network. It is safe for concurrent use.
 type Link struct {
-	upstream string
 	address  *url.URL // upstream's URL with our host; nil when it was host:port
 	listener net.Listener
 	wait     sync.WaitGroup
 
-	mu      sync.Mutex
+	mu       sync.Mutex
+	upstream string
 	state   linkState
 	delay   time.Duration
+	slow    time.Duration
 	changed chan struct{} // closed and replaced when the state changes
 	pairs   map[*linkPair]struct{}
 	closed  bool
@@ -102,6 +103,32 @@ func (l *Link) Delay(d time.Duration) {
 	l.delay = d
 }
 
+// SlowClose has each end hear d later that the other end is gone: what it writes meanwhile is lost, and nothing comes
+// back. 0 ends that for ends that go from then on.
+func (l *Link) SlowClose(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.slow = d
+}
+
+// HangUp closes the upstream half of every connection, as if the server had ended them all. It returns how many.
+func (l *Link) HangUp() int {
+	n := 0
+	for _, pair := range l.standing() {
+		if pair.hangUp() {
+			n++
+		}
+	}
+	return n
+}
+
+// Redirect has new connections go to another upstream, host:port; those that stand stay where they are.
+func (l *Link) Redirect(upstream string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.upstream = upstream
+}
+
 // Connections returns how many connections stand.
 func (l *Link) Connections() int {
 	l.mu.Lock()
@@ -127,11 +154,33 @@ func (l *Link) set(state linkState) []*linkPair {
 	l.state = state
 	close(l.changed)
 	l.changed = make(chan struct{})
+	return l.standingLocked()
+}
+
+func (l *Link) standing() []*linkPair {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.standingLocked()
+}
+
+func (l *Link) standingLocked() []*linkPair {
 	pairs := make([]*linkPair, 0, len(l.pairs))
 	for pair := range l.pairs {
 		pairs = append(pairs, pair)
 	}
 	return pairs
+}
+
+func (l *Link) target() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.upstream
+}
+
+func (l *Link) slowness() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.slow
 }
 
 func (l *Link) snapshot() (state linkState, changed <-chan struct{}, delay time.Duration) {
@@ -174,7 +223,7 @@ func (l *Link) carry(pair *linkPair) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	var dialer net.Dialer
-	server, err := dialer.DialContext(ctx, "tcp", l.upstream)
+	server, err := dialer.DialContext(ctx, "tcp", l.target())
 	if err != nil {
 		return
 	}
@@ -215,7 +264,7 @@ func (l *Link) pump(pair *linkPair, from, to net.Conn) {
 	writer.Go(func() {
 		for c := range queue {
 			if !l.deliver(pair, to, c) {
-				pair.close()
+				l.sever(pair)
 				for range queue {
 				}
 				return
@@ -233,15 +282,28 @@ func (l *Link) pump(pair *linkPair, from, to net.Conn) {
 			queue <- chunk{data: buffer[:n], due: due}
 		}
 		if err == io.EOF {
-			queue <- chunk{due: due}
+			queue <- chunk{due: due.Add(l.slowness())}
 		}
 		if err != nil {
 			if err != io.EOF {
-				pair.close()
+				l.sever(pair)
 			}
 			return
 		}
 	}
+}
+
+// sever ends the pair because one end is gone; the other hears of it as late as SlowClose says.
+func (l *Link) sever(pair *linkPair) {
+	if d := l.slowness(); d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-pair.end:
+		}
+	}
+	pair.close()
 }
 
 func (l *Link) deliver(pair *linkPair, to net.Conn, c chunk) bool {
@@ -275,6 +337,14 @@ func (p *linkPair) join(server net.Conn) bool {
 		reset(server)
 	}
 	return !ended
+}
+
+// hangUp closes the server's half alone; false: there is none, or no more.
+func (p *linkPair) hangUp() bool {
+	p.mu.Lock()
+	server, ended := p.server, p.ended
+	p.mu.Unlock()
+	return server != nil && !ended && server.Close() == nil
 }
 
 // close ends the pair as a cut does, finish as two ends that have closed do. The first of them counts.

@@ -193,3 +193,46 @@ func TestLink_StandsInForAServerByURL(t *testing.T) {
 		t.Fatalf("read %d", got)
 	}
 }
+
+func TestLink_SlowCloseKeepsTheOtherEndInTheDark(t *testing.T) {
+	link := testenv.Proxy(t, echoServer(t))
+	connection := dial(t, link)
+	say(t, connection, "before")
+	if err := hear(t, connection, "before", patience); err != nil {
+		t.Fatal(err)
+	}
+	const slow = 80 * time.Millisecond
+	link.SlowClose(slow)
+	begin := time.Now()
+	if n := link.HangUp(); n != 1 {
+		t.Fatalf("hung up %d connections, want 1", n)
+	}
+	say(t, connection, "lost") // nobody tells
+	if err := hear(t, connection, "never", patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("got %v, want a closed connection", err)
+	}
+	if took := time.Since(begin); took < slow {
+		t.Fatalf("heard of it after %s, want at least %s", took, slow)
+	}
+}
+
+func TestLink_RedirectIsForNewConnections(t *testing.T) {
+	link := testenv.Proxy(t, echoServer(t))
+	standing := dial(t, link)
+	say(t, standing, "here")
+	if err := hear(t, standing, "here", patience); err != nil {
+		t.Fatal(err)
+	}
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := closed.Addr().String()
+	_ = closed.Close()
+	link.Redirect(address)
+	refuses(t, link)
+	say(t, standing, "still here")
+	if err := hear(t, standing, "still here", patience); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -141,6 +142,17 @@ func (r *RedisServer) Kill() error {
 	}
 	return r.process.kill()
 }
+
+// Signal sends a signal to the server (a container's: to its client), as SIGSTOP and SIGCONT.
+func (r *RedisServer) Signal(signal os.Signal) error {
+	if r.process == nil {
+		return os.ErrProcessDone
+	}
+	return r.process.signal(signal)
+}
+
+// Dir returns the directory that the server works in, where its dump goes.
+func (r *RedisServer) Dir() string { return r.place.dir }
 
 func (r *RedisServer) container() string { return filepath.Base(r.place.dir) }
 
