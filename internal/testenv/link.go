@@ -31,12 +31,12 @@ type Link struct {
 
 	mu       sync.Mutex
 	upstream string
-	state   linkState
-	delay   time.Duration
-	slow    time.Duration
-	changed chan struct{} // closed and replaced when the state changes
-	pairs   map[*linkPair]struct{}
-	closed  bool
+	state    linkState
+	delay    time.Duration
+	slow     time.Duration
+	changed  chan struct{} // closed and replaced when the state changes
+	pairs    map[*linkPair]struct{}
+	closed   bool
 }
 
 // linkPair is one connection and its continuation.
