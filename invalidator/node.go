@@ -85,7 +85,7 @@ func (n *Node) Admit(epoch event.Epoch, stamp event.Position, ref event.Ref, ins
 func (n *Node) Lease() *Lease { return n.state.lease.Load() }
 
 // Applied is the epoch and the position up to which the node has applied every
-// event; zero while it has no history.
+// event; zero while it has no history. It is one atomic load.
 func (n *Node) Applied() event.Mark { return n.state.mark() }
 
 // AtLeast reports whether all up to a mark is in force on this node (rule 22).

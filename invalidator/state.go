@@ -28,7 +28,10 @@ type Stamp struct {
 type state struct {
 	maxFloors int
 
-	lease atomic.Pointer[Lease] // written under mu, read without it
+	// Written under mu, read without it. The mark is stored last in its step: who
+	// reads it and then looks into the cache finds nothing that it supersedes.
+	lease   atomic.Pointer[Lease]
+	applied atomic.Pointer[event.Mark]
 
 	mu           sync.Mutex
 	cache        Cache
@@ -42,7 +45,13 @@ func newState(cache Cache, maxFloors int) *state {
 	s := &state{maxFloors: maxFloors, cache: cache, generation: 1}
 	s.history = newHistory(0, event.Position{}, maxFloors) // rule 15
 	s.lease.Store(overLease)
+	s.markLocked()
 	return s
+}
+
+// markLocked makes known how far the history is.
+func (s *state) markLocked() {
+	s.applied.Store(&event.Mark{Epoch: s.history.epoch, Position: s.history.applied})
 }
 
 // apply is rule 11; only verdictNext changed anything.
@@ -52,6 +61,7 @@ func (s *state) apply(ev event.Event) verdict {
 	v := s.history.judge(ev)
 	if v == verdictNext {
 		s.history.apply(ev, s.evictLocked)
+		s.markLocked()
 	}
 	return v
 }
@@ -105,6 +115,7 @@ func (s *state) adopt(h history, lease *Lease) bool {
 	if !sameEpoch || lease.after(s.lease.Load()) {
 		s.lease.Store(lease) // of another epoch: even if the old one ran longer
 	}
+	s.markLocked()
 	return true
 }
 
@@ -125,11 +136,7 @@ func (s *state) stamp() Stamp {
 	return Stamp{Generation: s.generation, Epoch: s.history.epoch, Position: s.history.applied}
 }
 
-func (s *state) mark() event.Mark {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return event.Mark{Epoch: s.history.epoch, Position: s.history.applied}
-}
+func (s *state) mark() event.Mark { return *s.applied.Load() }
 
 // fill is rule 16. Without a history (rule 15) it admits by generation alone:
 // such an entry lives on its own read, and the first history flushes it.

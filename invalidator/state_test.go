@@ -2,6 +2,8 @@ package invalidator
 
 import (
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -328,5 +330,51 @@ func TestState_IsSafeForConcurrentUse(t *testing.T) {
 		if cache.has(a) {
 			t.Fatalf("round %d: the superseded value is cached after the event was applied", n)
 		}
+	}
+}
+
+// evictions counts what it is told to drop; it may be read at any time.
+type evictions struct{ done, flushed atomic.Uint64 }
+
+func (c *evictions) Evict(_ event.Kind, ids []string) { c.done.Add(uint64(len(ids))) }
+func (c *evictions) EvictKind(event.Kind)             { c.done.Add(1) }
+func (c *evictions) Flush()                           { c.flushed.Add(1) }
+
+// Who demands a position (rule 22) reads the mark without the lock and looks
+// into the cache after that.
+func TestState_MarkIsNeverAheadOfTheEviction(t *testing.T) {
+	cache := &evictions{}
+	s := newState(cache, 1000)
+	s.reset(at(pos(1, 0)), leaseAt(1))
+	const events, terms = 2_000, 5
+	var readers sync.WaitGroup
+	stop := make(chan struct{})
+	for range 2 {
+		readers.Go(func() {
+			for {
+				m := s.mark()
+				done, flushed := cache.done.Load(), cache.flushed.Load()
+				if m.Position.N > done || m.Position.Term > flushed {
+					t.Errorf("the mark says %s, but %d were evicted and %d flushed", m, done, flushed)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for term := uint64(1); term <= terms; term++ { // a flush each, an eviction each event
+		for n := (term - 1) * events; n < term*events; n++ {
+			applied(t, s, ev(s.mark().Position, pos(term, n+1), organizations("a")))
+		}
+		s.reset(at(pos(term+1, term*events)), leaseAt(int64(term+1)))
+	}
+	close(stop)
+	readers.Wait()
+	if want := at(pos(terms+1, terms*events)); s.mark() != want {
+		t.Errorf("the mark is %s, want %s", s.mark(), want)
 	}
 }
