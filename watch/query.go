@@ -2,6 +2,7 @@ package watch
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -25,17 +26,42 @@ import (
 //	12 epoch        text of authfence.relay, empty before the first listener
 //
 // The lookup compares the bare column, so that its index serves, and then the exact text: a collation that takes 'A' for
-// 'a' must not let one key be cached under two refs, of which a change names only one.
+// 'a' must not let one key be cached under two refs, of which a change names only one. So does the join: a key whose
+// organization is written otherwise than the organization's id has none.
 func (c *Catalog) KeyQuery() string {
+	column := "k." + quote(c.Config.APIKey.Key)
+	match := column + " = asked.key"
+	if !c.KeyIsBytes() {
+		match = exactly(column, c.APIKey.Columns[c.Config.APIKey.Key].Type, "asked.key")
+	}
+	return c.keyQuery(fmt.Sprintf("pg_catalog.unnest($1::%s[]) WITH ORDINALITY AS asked(key, n)", c.keyParameter()), match)
+}
+
+// KeyAuditQuery is KeyQuery for keys in plaintext, whose tokens nobody keeps: $1 are the ids of rows, as KeyQuery gave
+// them, $2 the refs that they were found under, both text[]. A row whose key has another ref by now is not found. It is
+// empty where rows cannot be looked up by the text of their id.
+func (c *Catalog) KeyAuditQuery() string {
+	id := c.APIKey.Columns[c.Config.APIKey.ID].Type
+	if c.Config.APIKey.KeyFormat != Plaintext || !slices.Contains(idTypes, id) {
+		return ""
+	}
+	ref := fmt.Sprintf("pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(k.%s::text, 'UTF8')), 'hex')", quote(c.Config.APIKey.Key))
+	return c.keyQuery("ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) WITH ORDINALITY AS asked(id, key, n)",
+		exactly("k."+quote(c.Config.APIKey.ID), id, "asked.id")+" AND "+ref+" = asked.key")
+}
+
+// exactly compares the bare column, for its index, and the text. The cast has no length: varchar(20) would cut what is
+// too long until it matched.
+func exactly(column, kind, asked string) string {
+	return fmt.Sprintf(`%[1]s = %[3]s::%[2]s AND %[1]s::text COLLATE "C" = %[3]s COLLATE "C"`, column, kind, asked)
+}
+
+func (c *Catalog) keyQuery(asked, match string) string {
 	key, organization := c.Config.APIKey, c.Config.Organization
 	k := func(column string) string { return "k." + quote(column) }
-	match, order := "", []string{}
-	if c.KeyIsBytes() {
-		match = k(key.Key) + " = asked.key"
-	} else {
-		// The cast has no length: varchar(20) would cut an over-long token until it matched.
-		match = fmt.Sprintf("%s = asked.key::%s AND %s::text COLLATE \"C\" = asked.key COLLATE \"C\"",
-			k(key.Key), c.APIKey.Columns[key.Key].Type, k(key.Key))
+	join, order := "o."+quote(organization.ID)+" = "+k(key.Organization), []string{}
+	if idFamily[c.Organization.Columns[organization.ID].Type] == "text" {
+		join += fmt.Sprintf(` AND o.%s::text COLLATE "C" = %s::text COLLATE "C"`, quote(organization.ID), k(key.Organization))
 	}
 	// Without a unique index several rows may share the key: take the one that refuses.
 	for _, column := range []string{key.RevokedAt, key.ExpiresAt} {
@@ -46,20 +72,20 @@ func (c *Catalog) KeyQuery() string {
 	return fmt.Sprintf(`SELECT asked.key, found.id, found.organization, found.expires_at, found.revoked_at, found.permissions, found.key_loaded,
 	COALESCE(found.organization_found, false), found.suspended_at, found.organization_loaded,
 	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay)
-FROM pg_catalog.unnest($1::%s[]) WITH ORDINALITY AS asked(key, n)
+FROM %s
 LEFT JOIN LATERAL (
 	SELECT %s::text AS id, %s::text AS organization, %s AS expires_at, %s AS revoked_at, %s AS permissions, %s AS key_loaded,
 		o.%s IS NOT NULL AS organization_found, %s AS suspended_at, CASE WHEN o.%s IS NOT NULL THEN %s END AS organization_loaded
-	FROM %s k LEFT JOIN %s o ON o.%s = k.%s
+	FROM %s k LEFT JOIN %s o ON %s
 	WHERE %s
 	%sLIMIT 1
 ) AS found ON true
 ORDER BY asked.n`,
-		c.keyParameter(),
+		asked,
 		k(key.ID), k(key.Organization), c.APIKey.time("k", key.ExpiresAt), c.APIKey.time("k", key.RevokedAt),
 		optionalText("k", key.Permissions), loaded("k", key.Load),
 		quote(organization.ID), c.Organization.time("o", organization.SuspendedAt), quote(organization.ID), loaded("o", organization.Load),
-		c.APIKey.Name.SQL(), c.Organization.Name.SQL(), quote(organization.ID), quote(key.Organization),
+		c.APIKey.Name.SQL(), c.Organization.Name.SQL(), join,
 		match, orderBy(order))
 }
 
@@ -82,12 +108,12 @@ FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS asked(id, n)
 LEFT JOIN LATERAL (
 	SELECT true AS organization_found, %s AS suspended_at, %s AS loaded
 	FROM %s o
-	WHERE %s = asked.id::%s AND %s::text COLLATE "C" = asked.id COLLATE "C"
+	WHERE %s
 	LIMIT 1
 ) AS found ON true
 ORDER BY asked.n`,
 		c.Organization.time("o", t.SuspendedAt), loaded("o", t.Load), c.Organization.Name.SQL(),
-		id, c.Organization.Columns[t.ID].Type, id)
+		exactly(id, c.Organization.Columns[t.ID].Type, "asked.id"))
 }
 
 // KeyIsBytes tells that KeyQuery takes and returns the raw 32 bytes of the hash, not text.

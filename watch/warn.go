@@ -33,6 +33,20 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 				kind, c.Of(kind).Name))
 		}
 	}
+	for _, id := range []struct{ kind, field, column string }{
+		{APIKey, "organization", c.Config.APIKey.Organization}, {Organization, "id", c.Config.Organization.ID},
+	} {
+		var deterministic bool
+		if err := db.QueryRow(ctx, `
+			SELECT COALESCE(bool_and(l.collisdeterministic), true) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+			WHERE a.attrelid = $1 AND a.attname = $2::text`, c.Of(id.kind).OID, id.column).Scan(&deterministic); err != nil {
+			return err
+		}
+		if !deterministic {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.%s: column %q has a collation that takes different texts for equal; ids are compared as they are written, and a key whose organization is written otherwise is unknown",
+				id.kind, id.field, id.column))
+		}
+	}
 	var encoding string
 	if err := db.QueryRow(ctx, `SELECT pg_catalog.getdatabaseencoding()`).Scan(&encoding); err != nil {
 		return err

@@ -2,6 +2,8 @@ package watch_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"strings"
 	"testing"
@@ -290,6 +292,72 @@ func TestKeyQuery_TextKeysMatchExactly(t *testing.T) {
 	for i, r := range got[1:] {
 		if r.id != nil {
 			t.Errorf("asked %d, %q: found a key that is not it", i+1, r.key)
+		}
+	}
+}
+
+// Under a collation that takes 'ACME' for 'acme' a foreign key lets both stand for one row. A change of the row names one
+// text, so nothing may be cached under the other.
+func TestQueries_OrganizationsMatchExactly(t *testing.T) {
+	t.Parallel()
+	conn := database(t, reference+`
+		DROP TABLE api_keys, organizations;
+		CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+		CREATE TABLE organizations (id text COLLATE nocase PRIMARY KEY, name text);
+		CREATE TABLE api_keys (id text COLLATE nocase PRIMARY KEY, key text UNIQUE, organization_id varchar COLLATE nocase REFERENCES organizations);
+		INSERT INTO organizations VALUES ('ACME', 'acme');
+		INSERT INTO api_keys VALUES ('a', 'right', 'ACME'), ('b', 'other', 'acme')`)
+	config := watch.Config{
+		APIKey:       watch.Table{Table: "api_keys", ID: "id", Key: "key", KeyFormat: watch.Plaintext, Organization: "organization_id"},
+		Organization: watch.Table{Table: "organizations", ID: "id"},
+	}
+	got := keyRows(t, conn, config, []string{"right", "other"})
+	if r := got[0]; r.organization == nil || *r.organization != "ACME" || !r.found {
+		t.Errorf("written alike: %+v", r)
+	}
+	if r := got[1]; r.organization == nil || *r.organization != "acme" || r.found || r.organizationLoaded != nil {
+		t.Errorf("written otherwise: %+v", r)
+	}
+	catalog, err := config.Resolve(deadline(t), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if warnings := strings.Join(catalog.Warnings, "\n"); strings.Count(warnings, "takes different texts for equal") != 2 ||
+		!strings.Contains(warnings, "watch.api_key.organization: ") || !strings.Contains(warnings, "watch.organization.id: ") {
+		t.Errorf("warnings: %s", warnings)
+	}
+	for asked, want := range map[string]bool{"ACME": true, "acme": false} {
+		var found bool
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil); err != nil || found != want {
+			t.Errorf("organization %s: found %t, %v", asked, found, err)
+		}
+	}
+	// And the audit's look-up of keys by id.
+	ref := func(token string) string { sum := sha256.Sum256([]byte(token)); return hex.EncodeToString(sum[:]) }
+	for _, c := range []struct {
+		id, token string
+		want      bool
+	}{{"a", "right", true}, {"A", "right", false}, {"a", "rotated away", false}, {"b", "right", false}, {"none", "right", false}} {
+		var id *string
+		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
+		if err != nil || (id != nil) != c.want {
+			t.Errorf("audit of %s as %q: found %t, %v", c.id, c.token, id != nil, err)
+		}
+	}
+}
+
+func TestKeyAuditQuery_OnlyWhereRowsAreFoundByTheTextOfTheirID(t *testing.T) {
+	t.Parallel()
+	conn := database(t, reference+`CREATE TABLE odd (id numeric PRIMARY KEY, key text UNIQUE, organization_id uuid)`)
+	config := watch.DefaultConfig()
+	for _, table := range []watch.Table{config.APIKey, {Table: "odd", ID: "id", Key: "key", KeyFormat: watch.Plaintext, Organization: "organization_id"}} {
+		config.APIKey = table
+		catalog, err := config.Resolve(deadline(t), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q := catalog.KeyAuditQuery(); q != "" {
+			t.Errorf("%s: %s", table.Table, q)
 		}
 	}
 }
