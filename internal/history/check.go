@@ -8,47 +8,65 @@ import (
 	"time"
 )
 
-// Report is the verdict on a run.
-type Report struct {
-	Answers     int
-	Unavailable int
-	Revocations int // versions that refuse and were committed during the run
-	Receipts    int
-	Violations  int
-	First       []string      // the first few violations, in words
-	Worst       time.Duration // the longest time between a commit's return and the start of a request answered from what it superseded
+// Run is what is known of a run beside its answers.
+type Run struct {
+	Bound         time.Duration // max_staleness
+	Keys          []*Row        // by the index that records give
+	Organizations []*Row
+	Receipts      []Receipt
+	Windows       []Window // of faults, in any order; they may overlap
+	Nodes         int      // each of 0 to Nodes-1 must answer again after a fault. Zero: no recovery is measured
 }
 
-func (r Report) String() string {
-	return fmt.Sprintf("%d answers, %d revocations, %d receipts, %d violations, worst staleness %v, %d answered unavailable",
-		r.Answers, r.Revocations, r.Receipts, r.Violations, r.Worst, r.Unavailable)
-}
-
-// Check judges every answer: it is legal if some state of the key and of its
-// organization that may have held in [start - bound, end] gives it, where
-// commits covered by a receipt that was there before the start get no bound.
+// Check judges answers that are in memory.
 func Check(bound time.Duration, rows []*Row, receipts []Receipt, answers [][]Answer) Report {
-	c := checker{bound: bound, covered: coverage(receipts)}
-	c.report.Receipts = len(receipts)
-	for _, row := range rows {
-		for _, v := range row.versions[1:] {
-			if v.refuses {
-				c.report.Revocations++
-			}
-		}
-	}
+	j := Run{Bound: bound, Keys: rows, Receipts: receipts}.Judge()
 	for _, list := range answers {
 		for _, a := range list {
-			c.judge(a)
+			j.Add(a)
 		}
 	}
-	return c.report
+	return j.Report()
 }
 
-type checker struct {
-	bound   time.Duration
+// Judge judges answers as they come, in any order: an answer is legal if some
+// state of the key and of its organization that may have held in
+// [start - bound, end] gives it, where commits covered by a receipt that was
+// there before the start, or by the request's own demand, get no bound.
+type Judge struct {
+	run     Run
 	covered []Receipt // by Got; Asked is the running maximum
+	faults  []fault
 	report  Report
+}
+
+// Judge begins to judge. The rows must not be written any more.
+func (r Run) Judge() *Judge {
+	j := &Judge{run: r, covered: coverage(r.Receipts), faults: faultsOf(r.Windows, r.Nodes)}
+	j.report.Bound = r.Bound
+	j.report.Receipts = len(r.Receipts)
+	for _, rows := range [][]*Row{r.Keys, r.Organizations} {
+		for _, row := range rows {
+			row.freeze()
+			j.report.count(row)
+		}
+	}
+	return j
+}
+
+// freeze makes what the look-ups need.
+func (r *Row) freeze() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := len(r.life)
+	r.over, r.begins = make([]time.Duration, n), make([]time.Duration, n)
+	over, begins := undecided, undecided
+	for i := n - 1; i >= 0; i-- {
+		r.over[i] = over
+		over = min(over, r.life[i].done)
+		begins = min(begins, r.life[i].sent)
+		r.begins[i] = begins
+	}
 }
 
 // coverage orders receipts by when they came and keeps, at each, the latest
@@ -63,80 +81,118 @@ func coverage(receipts []Receipt) []Receipt {
 }
 
 // deadline is the moment by which a commit must have returned for its
-// superseded state to be illegal in a request begun at start.
-func (c *checker) deadline(start time.Duration) time.Duration {
-	d := start - c.bound
-	n := sort.Search(len(c.covered), func(i int) bool { return c.covered[i].Got > start })
+// superseded state to be illegal in an answer.
+func (j *Judge) deadline(a Answer) time.Duration {
+	d := a.Start - j.run.Bound
+	n := sort.Search(len(j.covered), func(i int) bool { return j.covered[i].Got > a.Start })
 	if n > 0 {
-		d = max(d, c.covered[n-1].Asked)
+		d = max(d, j.covered[n-1].Asked)
+	}
+	if a.Demand != 0 {
+		d = max(d, a.Demand)
 	}
 	return d
 }
 
-// legal is the range of versions that a request may be answered from: those not
-// surely superseded by the deadline, and not surely committed after the end.
-func (r *Row) legal(deadline, end time.Duration) (low, high int) {
-	// Version i is out when version i+1 had returned before the deadline.
-	low = sort.Search(len(r.versions)-1, func(i int) bool { return r.versions[i+1].done >= deadline })
-	high = sort.Search(len(r.versions), func(i int) bool { return r.versions[i].sent > end }) - 1
-	return low, high
-}
-
-func (r *Row) anyRefuses(low, high int) bool {
-	for _, v := range r.versions[low : high+1] {
-		if v.refuses {
-			return true
+// legal calls yield for the states that a request may be answered from: those
+// not surely over by the deadline, and not surely begun after the end.
+func (r *Row) legal(deadline, end time.Duration, yield func(i int)) {
+	low := sort.Search(len(r.life), func(i int) bool { return r.over[i] >= deadline })
+	for i := low; i < len(r.life) && r.begins[i] <= end; i++ {
+		if r.life[i].sent <= end {
+			yield(i)
 		}
 	}
-	return false
 }
 
-// staleness is how long before start the version had surely been superseded.
-func (r *Row) staleness(version int, start time.Duration) time.Duration {
-	if version+1 >= len(r.versions) {
+// newest is the newest state that a request could have seen by its end and that
+// fits; -1 if there is none.
+func (r *Row) newest(end time.Duration, fits func(version int32) bool) int {
+	after := sort.Search(len(r.life), func(i int) bool { return r.begins[i] > end })
+	for i := after - 1; i >= 0; i-- {
+		if r.life[i].sent <= end && fits(r.life[i].version) {
+			return i
+		}
+	}
+	return -1
+}
+
+// staleness is how long before start the state had surely been over.
+func (r *Row) staleness(i int, start time.Duration) time.Duration {
+	if r.over[i] == undecided {
 		return 0
 	}
-	return max(0, start-r.versions[version+1].done)
+	return max(0, start-r.over[i])
 }
 
-func (c *checker) judge(a Answer) {
-	c.report.Answers++
-	deadline := c.deadline(a.Start)
+// Add judges one answer.
+func (j *Judge) Add(a Answer) {
+	j.report.Answers++
+	deadline := j.deadline(a)
+	if deadline > a.Start-j.run.Bound {
+		j.report.Strict++
+	}
+	var stale time.Duration
 	switch a.Outcome {
 	case Unavailable:
-		c.report.Unavailable++
+		j.report.Unavailable++
 	case KeyRefused:
-		if low, high := a.Key.legal(deadline, a.End); !a.Key.anyRefuses(low, high) {
-			c.violation(a, "no legal version of the key (%d to %d) refuses", low, high)
-		}
+		stale = j.refused(a, "key", a.Key, deadline)
 	case OrganizationRefused:
-		if low, high := a.Organization.legal(deadline, a.End); !a.Organization.anyRefuses(low, high) {
-			c.violation(a, "no legal version of the organization (%d to %d) refuses", low, high)
-		}
+		stale = j.refused(a, "organization", a.Organization, deadline)
 	case Accepted:
-		c.accepted(a, a.Key, int(a.KeyVersion), deadline)
-		c.accepted(a, a.Organization, int(a.OrganizationVersion), deadline)
+		stale = max(j.accepted(a, a.Key, a.KeyVersion, deadline), j.accepted(a, a.Organization, a.OrganizationVersion, deadline))
+	default:
+		j.violation(a, "there is no such outcome")
+	}
+	j.report.Worst = max(j.report.Worst, stale)
+	for _, f := range during(j.faults, a.Start) {
+		f.add(a, stale)
 	}
 }
 
-func (c *checker) accepted(a Answer, row *Row, version int, deadline time.Duration) {
-	low, high := row.legal(deadline, a.End)
+// refused judges a refusal and returns how stale it was at least.
+func (j *Judge) refused(a Answer, what string, row *Row, deadline time.Duration) time.Duration {
+	legal, first, last := false, int32(-1), int32(-1)
+	row.legal(deadline, a.End, func(i int) {
+		v := row.life[i].version
+		if first < 0 {
+			first = v
+		}
+		last = v
+		legal = legal || row.refuses[v]
+	})
+	if !legal {
+		j.violation(a, "no legal version of the %s (%d to %d) refuses", what, first, last)
+	}
+	if i := row.newest(a.End, func(v int32) bool { return row.refuses[v] }); i >= 0 {
+		return row.staleness(i, a.Start)
+	}
+	return 0
+}
+
+func (j *Judge) accepted(a Answer, row *Row, version int32, deadline time.Duration) time.Duration {
+	legal := false
+	row.legal(deadline, a.End, func(i int) { legal = legal || row.life[i].version == version })
+	i := row.newest(a.End, func(v int32) bool { return v == version })
 	switch {
-	case version < low:
-		c.violation(a, "%s was superseded at %v, before %v", row.name, row.versions[version+1].done, deadline)
-	case version > high:
-		c.violation(a, "%s had no version %d yet", row.name, version)
-	case row.versions[version].refuses:
-		c.violation(a, "version %d of %s refuses", version, row.name)
+	case i < 0:
+		j.violation(a, "%s had no version %d yet", row.name, version)
+		return 0
+	case !legal:
+		j.violation(a, "version %d of %s was superseded at %v, before %v", version, row.name, row.over[i], deadline)
+	case row.refuses[version]:
+		j.violation(a, "version %d of %s refuses", version, row.name)
 	}
-	if version >= 0 && version < len(row.versions) {
-		c.report.Worst = max(c.report.Worst, row.staleness(version, a.Start))
-	}
+	return row.staleness(i, a.Start)
 }
 
-func (c *checker) violation(a Answer, format string, args ...any) {
-	c.report.Violations++
-	if len(c.report.First) < 10 {
-		c.report.First = append(c.report.First, a.String()+": "+fmt.Sprintf(format, args...))
+func (j *Judge) violation(a Answer, format string, args ...any) {
+	j.report.Violations++
+	if len(j.report.First) < firstViolations {
+		j.report.First = append(j.report.First, a.String()+": "+fmt.Sprintf(format, args...))
+	}
+	for _, f := range during(j.faults, a.Start) {
+		f.violations++
 	}
 }
