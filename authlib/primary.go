@@ -72,10 +72,6 @@ type reading struct {
 	organizations []*organizationRecord // by flight: the key's, or the one asked for
 }
 
-// attempts at one query: a pool may hold several connections of before a
-// restart of Postgres, and a read can be repeated.
-const attempts = 3
-
 func (a *Authenticator) read(ctx context.Context, kind event.Kind, batch []*flight) (*reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.LoadTimeout)
 	defer cancel()
@@ -83,6 +79,9 @@ func (a *Authenticator) read(ctx context.Context, kind event.Kind, batch []*flig
 	a.count.queriedRefs.Add(uint64(len(batch)))
 	raise(&a.count.largestBatch, uint64(len(batch)))
 
+	// A read can be repeated. After a restart of Postgres every connection of the
+	// pool may be dead; each try takes one of them out.
+	attempts := int(a.cfg.Pool.Stat().MaxConns()) + 1
 	var r *reading
 	catalog, err := a.resolve(ctx)
 	for attempt := 1; err == nil; attempt++ {
@@ -169,7 +168,11 @@ func (o *origins) add(standby bool, epoch *string) error {
 }
 
 func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catalog *watch.Catalog, batch []*flight, r *reading) (*origins, error) {
-	rows, err := conn.Query(ctx, a.queries(catalog).keys, a.keyArgument(batch))
+	sql, arguments := a.queries(catalog).keys, []any{a.keyArgument(batch)}
+	if batch[0].row != "" {
+		sql, arguments = a.queries(catalog).audit, auditArguments(batch)
+	}
+	rows, err := conn.Query(ctx, sql, arguments...)
 	if err != nil {
 		return nil, err
 	}
@@ -334,6 +337,15 @@ func (a *Authenticator) keyArgument(batch []*flight) any {
 		sums[i] = hex.EncodeToString(f.sum[:])
 	}
 	return sums
+}
+
+// auditArguments are the rows' ids and the refs that they were found under.
+func auditArguments(batch []*flight) []any {
+	ids, refs := make([]string, len(batch)), make([]string, len(batch))
+	for i, f := range batch {
+		ids[i], refs[i] = f.row, f.ref.ID
+	}
+	return []any{ids, refs}
 }
 
 // sendable reports whether the token can be in the table at all. Postgres holds
