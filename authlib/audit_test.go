@@ -39,6 +39,38 @@ func TestAudit_FindsAnOrganizationToo(t *testing.T) {
 	eventually(t, "alarm", func() bool { return a.Stats().AuditStale > 0 })
 }
 
+// Keys in plaintext are read again by the id of their row: changed, rotated away
+// and deleted ones are found, and good ones are not.
+func TestAudit_FindsKeysInPlaintext(t *testing.T) {
+	for name, change := range map[string]string{
+		"changed": `UPDATE "Keys" SET permissions = '{"invoices":[]}' WHERE value = $1`,
+		"rotated": `UPDATE "Keys" SET value = value || 'x' WHERE value = $1`,
+		"deleted": `DELETE FROM "Keys" WHERE value = $1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, m := plainScene(t)
+			cfg := s.config(t)
+			cfg.Watch, cfg.AuditInterval, cfg.MaxStaleness = m, 20*time.Millisecond, 500*time.Millisecond
+			a := ready(t, start(t, cfg))
+			token, good := newToken(), newToken()
+			for _, token := range []string{token, good} {
+				s.exec(`INSERT INTO "Keys" (account_id, value, permissions) VALUES (7, $1, '{"invoices":["read"]}')`, token)
+				mustAuth(t, a, token)
+			}
+			before := a.Stats().AuditSamples
+			eventually(t, "samples", func() bool { return a.Stats().AuditSamples > before+10 })
+			if st := a.Stats(); st.AuditStale != 0 || st.AuditErrors != 0 {
+				t.Fatalf("found what is not: %+v", st)
+			}
+			s.exec(change, token) // and no event
+			eventually(t, "alarm", func() bool { return a.Stats().AuditStale > 0 })
+			if st := a.Stats(); st.AuditErrors != 0 {
+				t.Errorf("%d rounds failed", st.AuditErrors)
+			}
+		})
+	}
+}
+
 // A difference while the event is on its way is no finding.
 func TestAudit_EventInFlightIsNoFinding(t *testing.T) {
 	s := newScene(t)

@@ -274,15 +274,15 @@ func (a *Authenticator) Ready(ctx context.Context) error {
 
 // queries are the texts that a catalog makes, made once.
 type queries struct {
-	of                  *watch.Catalog
-	keys, organizations string
+	of                         *watch.Catalog
+	keys, organizations, audit string
 }
 
 func (a *Authenticator) queries(c *watch.Catalog) *queries {
 	if q := a.sql.Load(); q != nil && q.of == c {
 		return q
 	}
-	q := &queries{of: c, keys: c.KeyQuery(), organizations: c.OrganizationQuery()}
+	q := &queries{of: c, keys: c.KeyQuery(), organizations: c.OrganizationQuery(), audit: c.KeyAuditQuery()}
 	a.sql.Store(q)
 	return q
 }

@@ -15,6 +15,7 @@ type flight struct {
 	ref   event.Ref
 	sum   [32]byte // of the token; keys only
 	token string   // only where the mapping looks keys up by the token itself
+	row   string   // id of the row: the audit of such a mapping has no token
 	known bool     // this node has seen the ref before, or it is an organization
 	l2    bool     // Redis may be asked first
 
