@@ -85,7 +85,7 @@ func New(cfg Config) (*Authenticator, error) {
 		mapping: fingerprint(cfg.Watch), sealer: seal,
 		breaker: newBreaker(cfg.L2Failures, 100*time.Millisecond, 10*time.Second, a.clock),
 		log:     cfg.Logger, now: a.clock, count: &a.count,
-		writes: make(chan l2Write, l2Writes),
+		writes: make(chan l2Write, l2Queue(cfg)),
 	}
 	if !cfg.NoUnlinker {
 		key := func(ref event.Ref) string { return RedisKey(cfg.L2Prefix, ref) }

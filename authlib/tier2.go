@@ -16,6 +16,12 @@ import (
 // tier2 is L2: sealed values in Redis, read many at a time and written behind.
 // Only single-key commands are sent, in pipelines, so single nodes, Sentinel and
 // Cluster all do. Nothing depends on it: whatever fails here is a miss.
+//
+// A write that fails or finds no room is dropped and not made again, although
+// this node holds the value in L1: it is missed only by a node that has not got
+// the value, and that one reads the primary and writes what it read. So an outage
+// of Redis costs each node one read of each ref that it comes to need; retries
+// would cost memory for its length, and in the end write stamps that are old.
 type tier2 struct {
 	client  redis.UniversalClient
 	prefix  string
@@ -42,8 +48,11 @@ type l2Write struct {
 const (
 	l2Readers  = 2   // pipelines under way at once
 	l2MaxBatch = 128 // commands in a pipeline
-	l2Writes   = 1024
 )
+
+// l2Queue is how many writes may wait: what all loaders bring at once, each key
+// with an organization, twice over.
+func l2Queue(cfg Config) int { return min(max(1024, 4*cfg.MaxLoads*cfg.MaxBatch), 1<<16) }
 
 // RedisKey is the key that a ref's value is stored under, with Config.L2Prefix:
 // what an Unlinker of another process needs to know.

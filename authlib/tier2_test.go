@@ -312,6 +312,40 @@ func TestL2_RedisDownCostsNothingButL2(t *testing.T) {
 	})
 }
 
+// A write that Redis did not take is made by the next node that needs the value.
+func TestL2_DroppedWriteIsMadeByTheNextThatReads(t *testing.T) {
+	server := testenv.Redis(t)
+	s := newScene(t)
+	node := func() *Authenticator {
+		cfg := s.l2config(t)
+		cfg.Redis, cfg.NoUnlinker = redisClient(t, server.Addr()), true
+		return ready(t, start(t, cfg))
+	}
+	a := node()
+	if err := server.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	token := newToken()
+	s.newKey(token)
+	mustAuth(t, a, token)
+	eventually(t, "writes dropped", func() bool { return a.Stats().L2Dropped >= 2 })
+	if err := server.Restart(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	mustAuth(t, a, token) // from L1: nothing is written
+	b := node()
+	if res, err := b.AuthenticateWith(within(t), token, Request{}); err != nil || res.Source != Primary {
+		t.Fatalf("the next node: %+v, %v", res, err)
+	}
+	eventually(t, "writes of the next node", func() bool { return b.Stats().L2Writes == 2 })
+	if res, err := node().AuthenticateWith(within(t), token, Request{}); err != nil || res.Source != L2 {
+		t.Errorf("the one after that: %+v, %v", res, err)
+	}
+	if n := a.Stats().L2Writes; n != 0 {
+		t.Errorf("the first node wrote %d values: then this test shows nothing", n)
+	}
+}
+
 func TestL2_HungRedisIsWaitedForOnceInAWhile(t *testing.T) {
 	link := testenv.Proxy(t, redisAddr(t))
 	s := newScene(t)
