@@ -332,6 +332,18 @@ func TestSubjects_FollowThePrefix(t *testing.T) {
 	if s.Event() != "eu.auth.event" || s.Stream() != "EU_AUTH" {
 		t.Errorf("eu.auth: %s %s", s.Event(), s.Stream())
 	}
+	if s.Inbox(event.RoleNode) != "eu.auth.inbox.node" {
+		t.Errorf("eu.auth: %s", s.Inbox(event.RoleNode))
+	}
+	for reply, want := range map[string]bool{
+		"_INBOX.x": true, "eu.auth.inbox.node.x": true, "eu.auth.eventual": true,
+		"": false, "eu.auth.event": false, "eu.auth.lease": false, "eu.auth.report": false, "eu.auth.barrier": false,
+		"$JS.API.STREAM.PURGE.EU_AUTH": false, "$SYS.x": false,
+	} {
+		if s.Answerable(reply) != want {
+			t.Errorf("%q is answerable: %t", reply, !want)
+		}
+	}
 	for _, bad := range []string{"a..b", ".a", "a.", "a b", "a.*", ">", "ü", "a\n"} {
 		if (event.Subjects{Prefix: bad}).Validate() == nil {
 			t.Errorf("prefix %q passes", bad)

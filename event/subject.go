@@ -49,6 +49,30 @@ func (s Subjects) Report() string { return s.prefix() + ".report" }
 // Barrier is the subject of barrier asks.
 func (s Subjects) Barrier() string { return s.prefix() + ".barrier" }
 
+// The roles of clients of NATS, in permissions and in inboxes.
+const (
+	RoleListener = "listener"
+	RoleNode     = "node"     // also `authfence invalidate`
+	RoleOperator = "operator" // asks for barriers
+)
+
+// Inbox is the prefix of the inboxes of a role, for nats.CustomInboxPrefix: with
+// an inbox of its own, permissions can say who may answer whom. Nobody needs it
+// where NATS has no permissions.
+func (s Subjects) Inbox(role string) string { return s.prefix() + ".inbox." + role }
+
+// Answerable reports whether an answer may go to a reply subject that the asker
+// chose. One that means something by itself, ours or the server's own
+// ($JS.API.STREAM.PURGE…), would let anybody who may ask publish there with the
+// permissions of whoever answers.
+func (s Subjects) Answerable(reply string) bool {
+	switch reply {
+	case "", s.Event(), s.Lease(), s.Report(), s.Barrier():
+		return false
+	}
+	return reply[0] != '$'
+}
+
 // Stream is the default name of the JetStream stream that captures Event.
 // Stream names cannot hold dots.
 func (s Subjects) Stream() string {

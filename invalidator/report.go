@@ -24,7 +24,7 @@ const (
 // force, and say nothing until then.
 func (l *loop) receiveReportAsk(msg *nats.Msg) {
 	ask, err := event.DecodeMessage[event.ReportAsk](msg.Data)
-	if err != nil || msg.Reply == "" {
+	if err != nil || !l.cfg.Subjects.Answerable(msg.Reply) {
 		l.stats.badReplies.Add(1)
 		return
 	}

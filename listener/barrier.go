@@ -22,7 +22,10 @@ type barrierAsk struct {
 
 func (t *term) takeBarrierAsk(msg *nats.Msg) {
 	ask, err := event.DecodeMessage[event.BarrierAsk](msg.Data)
-	if err != nil || msg.Reply == "" {
+	if err == nil && !t.s.l.subjects.Answerable(msg.Reply) {
+		err = errReply
+	}
+	if err != nil {
 		t.s.l.status.badAsk()
 		t.s.l.log.Debug("barrier ask was not understood", "err", err)
 		return

@@ -3,6 +3,7 @@ package listener
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -20,6 +21,9 @@ const maxNodes = 100_000
 // last ask: a barrier waits for a node that may be alive without being heard.
 const forgetAfter = 10
 
+// errReply: the asker is no asker, it looks for somebody to publish for it.
+var errReply = errors.New("the reply subject is no inbox")
+
 // leaseAsk is an ask that waits for its drain.
 type leaseAsk struct {
 	event.LeaseAsk
@@ -29,12 +33,19 @@ type leaseAsk struct {
 
 func (t *term) takeLeaseAsk(msg *nats.Msg) {
 	ask, err := event.DecodeMessage[event.LeaseAsk](msg.Data)
+	if err == nil && !ask.Leaving && !t.s.l.subjects.Answerable(msg.Reply) {
+		err = errReply
+	}
 	if err != nil {
 		t.s.l.status.badAsk()
 		t.s.l.log.Debug("ask was not understood", "err", err)
 		return
 	}
-	t.asks = append(t.asks, leaseAsk{LeaseAsk: ask, reply: msg.Reply, received: time.Now()})
+	a := leaseAsk{LeaseAsk: ask, received: time.Now()}
+	if !ask.Leaving {
+		a.reply = msg.Reply
+	}
+	t.asks = append(t.asks, a)
 }
 
 // answer answers every ask that waited, in the order of arrival, after a drain
@@ -65,9 +76,7 @@ func (t *term) answer(now time.Time) {
 		} else {
 			refused++
 		}
-		if ask.reply != "" {
-			t.send(ask.reply, encode(reply))
-		}
+		t.send(ask.reply, encode(reply))
 	}
 	t.s.l.status.answered(answered, refused)
 	t.asks = nil

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/listener"
 )
@@ -200,6 +202,56 @@ func TestLease_GarbageIsCounted(t *testing.T) {
 	l.await(t, "both are counted", func(s listener.Status) bool { return s.AsksBad == 2 })
 	if reply := e.ask("node", time.Second); reply.Refused != "" {
 		t.Errorf("refused: %s", reply.Refused)
+	}
+}
+
+// Whoever may ask must not be able to publish elsewhere with the listener's
+// permissions, by naming a subject that means something as the reply's.
+func TestAsks_ReplySubjectIsNoWayToPublish(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	l := e.lead()
+	subjects := event.Subjects{}
+	spied, err := e.nc.SubscribeSync(subjects.Event())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports, err := e.nc.SubscribeSync(subjects.Report())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.ask("sentinel", time.Second) // the leader is subscribed
+	lease, err := event.EncodeMessage(event.LeaseAsk{Node: "node", Nonce: "n", Staleness: event.Millis(time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	barrier, err := event.EncodeMessage(event.BarrierAsk{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := uint64(0)
+	for subject, body := range map[string][]byte{subjects.Lease(): lease, subjects.Barrier(): barrier} {
+		for _, reply := range []string{
+			subjects.Event(), subjects.Report(), subjects.Lease(), subjects.Barrier(),
+			"$JS.API.STREAM.PURGE." + subjects.Stream(), "",
+		} {
+			bad++
+			if err := e.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: body}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l.await(t, "all are counted", func(s listener.Status) bool { return s.AsksBad == bad })
+	e.change("sentinel") // what comes first came from nobody else
+	msg, err := spied.NextMsg(patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ev, err := event.Decode(msg.Data); err != nil || ev.Refs() != 1 {
+		t.Errorf("on %s came first: %s, %v", subjects.Event(), msg.Data, err)
+	}
+	if n, _, err := reports.Pending(); err != nil || n != 0 {
+		t.Errorf("%d messages on %s, %v", n, subjects.Report(), err)
 	}
 }
 
