@@ -22,7 +22,7 @@ func (c barrierCommand) Run(ctx context.Context, s *stage) error {
 	if err != nil {
 		return err
 	}
-	nc, err := c.connect("authfence-barrier", s.log)
+	nc, err := c.connect("authfence-barrier", event.RoleOperator, s.log)
 	if err != nil {
 		return err
 	}

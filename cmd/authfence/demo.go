@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/demo"
 )
 
@@ -43,7 +44,7 @@ type demoNodeCommand struct {
 }
 
 func (c demoNodeCommand) Run(ctx context.Context, s *stage) error {
-	nc, err := c.connect(c.Name, s.log)
+	nc, err := c.connect(c.Name, event.RoleNode, s.log)
 	if err != nil {
 		return err
 	}

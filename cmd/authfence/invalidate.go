@@ -33,7 +33,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
 		return err
 	}
 	name := nodeName(c.Name)
-	nc, err := c.connect(name, s.log)
+	nc, err := c.connect(name, event.RoleNode, s.log)
 	if err != nil {
 		return err
 	}

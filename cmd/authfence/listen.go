@@ -7,6 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/listener"
 )
 
@@ -46,7 +47,7 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return usageError{err}
 	}
 	// What cannot be sent now is better drained again than sent late.
-	nc, err := c.connect(config.Name, s.log, nats.ReconnectBufSize(-1))
+	nc, err := c.connect(config.Name, event.RoleListener, s.log, nats.ReconnectBufSize(-1))
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +56,10 @@ type natsFlags struct {
 	NATSURL    string `name:"nats-url" placeholder:"URL" help:"NATS servers, comma-separated, for instance nats://127.0.0.1:4222."`
 	NATSCreds  string `name:"nats-creds" placeholder:"FILE" type:"path" help:"NATS credentials file (JWT and seed)."`
 	NATSNkey   string `name:"nats-nkey" placeholder:"FILE" type:"path" help:"NATS nkey seed file."`
-	NATSCA     string `name:"nats-ca" placeholder:"FILE" type:"path" help:"Certificate authority of the NATS servers, PEM."`
+	NATSCA     string `name:"nats-ca" placeholder:"FILE" type:"path" help:"Certificate authority of the NATS servers, PEM. With it, or with a tls:// URL, a server without TLS is refused."`
+	NATSCert   string `name:"nats-cert" placeholder:"FILE" type:"path" help:"Certificate for NATS servers that want one of their clients, PEM."`
+	NATSKey    string `name:"nats-key" placeholder:"FILE" type:"path" help:"Private key of --nats-cert, PEM."`
+	NATSInbox  string `name:"nats-inbox" placeholder:"SUBJECT" help:"Prefix of the inboxes that answers come to (default: PREFIX.inbox. and listener, node or operator, as deploy/nats allows them)."`
 	NATSPrefix string `name:"nats-prefix" default:"authfence" help:"First part of every NATS subject; one for each system that shares a NATS."`
 	NATSStream string `name:"nats-stream" placeholder:"NAME" help:"JetStream stream that captures the events (default: the prefix in capitals)."`
 }
@@ -79,7 +82,7 @@ func (f natsFlags) stream(s event.Subjects) string {
 // connect opens a connection that reconnects for ever and that notices a dead
 // peer within ten seconds (nats.go's own default is four minutes). A server that is not there
 // yet is not an error: the caller's readiness tells.
-func (f natsFlags) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+func (f natsFlags) connect(name, role string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
 	if f.NATSURL == "" {
 		return nil, missing("nats-url", "nats://127.0.0.1:4222")
 	}
@@ -89,8 +92,15 @@ func (f natsFlags) connect(name string, log *slog.Logger, more ...nats.Option) (
 			return nil, usageError{errors.New("--nats-url: want nats://host:port, comma-separated for several")}
 		}
 	}
+	inbox := f.NATSInbox
+	if inbox == "" {
+		inbox = event.Subjects{Prefix: f.NATSPrefix}.Inbox(role)
+	} else if err := (event.Subjects{Prefix: inbox}).Validate(); err != nil {
+		return nil, usageError{errors.New("--nats-inbox: want words joined by dots, without spaces, * or >")}
+	}
 	options := []nats.Option{
 		nats.Name(name),
+		nats.CustomInboxPrefix(inbox),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
 		nats.ReconnectWait(250 * time.Millisecond),
@@ -124,16 +134,12 @@ func (f natsFlags) connect(name string, log *slog.Logger, more ...nats.Option) (
 		}
 		options = append(options, nkey)
 	}
-	if f.NATSCA != "" {
-		pool := x509.NewCertPool()
-		pem, err := os.ReadFile(f.NATSCA)
-		if err != nil {
-			return nil, usageError{fmt.Errorf("--nats-ca: %w", err)}
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, usageError{fmt.Errorf("--nats-ca: %s holds no PEM certificate", f.NATSCA)}
-		}
-		options = append(options, nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}))
+	secured, err := clientTLS("nats", f.NATSCA, f.NATSCert, f.NATSKey)
+	if err != nil {
+		return nil, err
+	}
+	if secured != nil {
+		options = append(options, nats.Secure(secured))
 	}
 	nc, err := nats.Connect(f.NATSURL, append(options, more...)...)
 	if err != nil {
@@ -146,9 +152,13 @@ func (f natsFlags) connect(name string, log *slog.Logger, more ...nats.Option) (
 }
 
 type redisFlags struct {
-	RedisURL    string `name:"redis-url" placeholder:"URL" help:"Redis, for instance redis://127.0.0.1:6379/0, rediss:// for TLS; several hosts comma-separated make a Cluster, with --redis-master Sentinels. Without it there is no second tier."`
-	RedisMaster string `name:"redis-master" placeholder:"NAME" help:"Master's name when --redis-url lists Sentinels."`
-	RedisPrefix string `name:"redis-prefix" default:"authfence" help:"First part of every Redis key."`
+	RedisURL      string `name:"redis-url" placeholder:"URL" help:"Redis, for instance redis://127.0.0.1:6379/0, rediss:// for TLS; several hosts comma-separated make a Cluster, with --redis-master Sentinels. Without it there is no second tier."`
+	RedisMaster   string `name:"redis-master" placeholder:"NAME" help:"Master's name when --redis-url lists Sentinels."`
+	RedisPassword string `name:"redis-password-file" placeholder:"FILE" type:"path" help:"File with the password of the user that --redis-url names; read anew for each connection, so that it can be changed."`
+	RedisCA       string `name:"redis-ca" placeholder:"FILE" type:"path" help:"Certificate authority of the Redis servers, PEM; for rediss:// URLs."`
+	RedisCert     string `name:"redis-cert" placeholder:"FILE" type:"path" help:"Certificate for Redis servers that want one of their clients, PEM."`
+	RedisKey      string `name:"redis-key" placeholder:"FILE" type:"path" help:"Private key of --redis-cert, PEM."`
+	RedisPrefix   string `name:"redis-prefix" default:"authfence" help:"First part of every Redis key."`
 }
 
 // client returns nil when no Redis is configured.
@@ -162,17 +172,49 @@ func (f redisFlags) client() (redis.UniversalClient, error) {
 		// Not wrapped: the text of url.Parse repeats the password.
 		return nil, usageError{errors.New("--redis-url: want redis://host:port/0 or rediss://…, further hosts as host:port after commas")}
 	}
+	secured, err := f.tls(parsed.TLSConfig)
+	if err != nil {
+		return nil, err
+	}
 	options := &redis.UniversalOptions{
 		Addrs: []string{parsed.Addr}, Username: parsed.Username, Password: parsed.Password, DB: parsed.DB,
-		TLSConfig: parsed.TLSConfig, MasterName: f.RedisMaster, ContextTimeoutEnabled: true,
+		TLSConfig: secured, MasterName: f.RedisMaster, ContextTimeoutEnabled: true,
 		// Open-source Redis knows no maintenance notifications; asking costs a
 		// round trip on every connect.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	}
+	if f.RedisPassword != "" {
+		if _, err := readSecret(f.RedisPassword); err != nil {
+			return nil, usageError{fmt.Errorf("--redis-password-file: %w", err)}
+		}
+		options.CredentialsProviderContext = func(context.Context) (string, string, error) {
+			password, err := readSecret(f.RedisPassword)
+			return parsed.Username, password, err
+		}
 	}
 	if rest != "" {
 		options.Addrs = append(options.Addrs, strings.Split(rest, ",")...)
 	}
 	return redis.NewUniversalClient(options), nil
+}
+
+// tls completes what the scheme of the URL asks for.
+func (f redisFlags) tls(fromURL *tls.Config) (*tls.Config, error) {
+	files, err := clientTLS("redis", f.RedisCA, f.RedisCert, f.RedisKey)
+	switch {
+	case err != nil:
+		return nil, err
+	case fromURL == nil && files != nil:
+		return nil, usageError{errors.New("--redis-ca, --redis-cert: the URL says redis://, want rediss:// for TLS")}
+	case fromURL == nil:
+		return nil, nil
+	}
+	// Each server is to prove its own name, not that of the first in the list.
+	fromURL.ServerName = ""
+	if files != nil {
+		fromURL.RootCAs, fromURL.Certificates = files.RootCAs, files.Certificates
+	}
+	return fromURL, nil
 }
 
 func missing(flag, example string) error {
