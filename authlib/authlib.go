@@ -67,7 +67,7 @@ func New(cfg Config) (*Authenticator, error) {
 	}
 	var err error
 	a.node, err = invalidator.New(cfg.NATS, a.l1, invalidator.Config{
-		Name: cfg.Name, Subjects: cfg.Subjects, Stream: cfg.Stream,
+		Name: cfg.Name, Subjects: cfg.Subjects, Stream: cfg.Stream, Domain: cfg.JetStreamDomain,
 		MaxStaleness: cfg.MaxStaleness, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -90,7 +90,7 @@ func New(cfg Config) (*Authenticator, error) {
 	if !cfg.NoUnlinker {
 		key := func(ref event.Ref) string { return RedisKey(cfg.L2Prefix, ref) }
 		a.unlinker, err = invalidator.NewUnlinker(cfg.NATS, cfg.Redis, key, invalidator.UnlinkConfig{
-			Subjects: cfg.Subjects, Stream: cfg.Stream, Durable: cfg.UnlinkDurable, Logger: cfg.Logger,
+			Subjects: cfg.Subjects, Stream: cfg.Stream, Domain: cfg.JetStreamDomain, Durable: cfg.UnlinkDurable, Logger: cfg.Logger,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("authlib: %w", err)

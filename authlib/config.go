@@ -113,6 +113,10 @@ type Config struct {
 	Subjects event.Subjects
 	Stream   string
 
+	// JetStreamDomain is that of the stream, where it is not the one of the
+	// server connected to: behind a leaf node, say. Default: the server's.
+	JetStreamDomain string
+
 	// NoUnlinker keeps this process from taking part in the eviction of Redis
 	// keys; another one, `authfence invalidate` say, must then.
 	NoUnlinker bool

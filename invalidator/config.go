@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/authfence/authfence/event"
 )
 
@@ -23,6 +26,10 @@ type Config struct {
 	// Stream that captures the events, for replay. Default: the prefix in
 	// capitals, AUTHFENCE. A missing stream costs resets, never safety.
 	Stream string
+
+	// Domain is the JetStream domain of the stream, where that is not the one of
+	// the server connected to: behind a leaf node, say. Default: the server's.
+	Domain string
 
 	// MaxStaleness is the longest lease that the node asks for, and so the
 	// bound on how long a superseded answer may live. Default 2s; from 100ms
@@ -97,6 +104,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("config: Name %q: want 1 to %d printable ASCII characters without spaces", c.Name, event.MaxNodeBytes)
 	case !validJetStreamName(c.Stream):
 		return fmt.Errorf("config: Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
+	case c.Domain != "" && !validJetStreamName(c.Domain):
+		return fmt.Errorf("config: Domain %q: want a name without spaces, dots, slashes, * or >, or nothing", c.Domain)
 	case c.MaxStaleness < 100*time.Millisecond || c.MaxStaleness > time.Hour:
 		return fmt.Errorf("config: MaxStaleness %s: want 100ms to 1h", c.MaxStaleness)
 	case c.Patience < 0:
@@ -113,7 +122,19 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// validJetStreamName holds for streams and durable consumers alike.
+// jetStream reaches JetStream in a domain.
+func jetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
+	js, err := jetstream.New(nc)
+	if domain != "" {
+		js, err = jetstream.NewWithDomain(nc, domain)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prepare jetstream: %w", err)
+	}
+	return js, nil
+}
+
+// validJetStreamName holds for streams, durable consumers and domains alike.
 func validJetStreamName(name string) bool {
 	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
 		return r <= ' ' || r > '~' || strings.ContainsRune(`.*>/\`, r)

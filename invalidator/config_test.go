@@ -18,6 +18,7 @@ func TestConfig_NamesTheFieldThatIsWrong(t *testing.T) {
 		"ReplayEvents":  {ReplayEvents: -1},
 		"ReplayTimeout": {ReplayTimeout: -1},
 		"MaxFloors":     {MaxFloors: -1},
+		"Domain":        {Domain: "a.b"},
 		"Queue":         {Queue: -1},
 	} {
 		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {

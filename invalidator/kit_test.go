@@ -156,7 +156,12 @@ var prefixes atomic.Int64
 
 func newLeader(t testing.TB) *leader {
 	t.Helper()
-	l := &leader{t: t, nc: connect(t, natsURL), epoch: event.NewEpoch()}
+	return newLeaderOn(t, natsURL)
+}
+
+func newLeaderOn(t testing.TB, url string) *leader {
+	t.Helper()
+	l := &leader{t: t, nc: connect(t, url), epoch: event.NewEpoch()}
 	l.subjects = event.Subjects{Prefix: fmt.Sprintf("t%d", prefixes.Add(1))}
 	l.stream = l.subjects.Stream()
 	l.position = event.Position{Term: 1}

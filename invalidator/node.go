@@ -50,9 +50,9 @@ func New(nc *nats.Conn, cache Cache, cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("invalidator: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	js, err := jetstream.New(nc)
+	js, err := jetStream(nc, cfg.Domain)
 	if err != nil {
-		return nil, fmt.Errorf("invalidator: prepare jetstream: %w", err)
+		return nil, fmt.Errorf("invalidator: %w", err)
 	}
 	return &Node{
 		nc: nc, js: js, cfg: cfg,

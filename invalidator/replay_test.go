@@ -2,9 +2,12 @@ package invalidator
 
 import (
 	"fmt"
+	"net"
+	"net/url"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/authfence/authfence/event"
@@ -206,6 +209,36 @@ func TestNode_ReplaysFromAStreamWithoutDirectGet(t *testing.T) {
 
 // A long stream, in which the place to begin has to be searched for, and which
 // strays of a deposed leader have disturbed.
+// The stream may live in another JetStream domain than that of the server that a
+// node is connected to: here behind a leaf node without JetStream.
+func TestNode_ReplaysFromAStreamOfAnotherDomain(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = free.Close()
+	hub := testenv.NATS(t, testenv.NATSOptions{Configure: func(o *server.Options) {
+		o.ServerName, o.JetStreamDomain = "hub", "hub"
+		o.LeafNode.Host, o.LeafNode.Port = "127.0.0.1", free.Addr().(*net.TCPAddr).Port
+	}})
+	leaf := testenv.NATS(t, testenv.NATSOptions{NoJetStream: true, Configure: func(o *server.Options) {
+		o.ServerName = "leaf"
+		o.LeafNode.Remotes = []*server.RemoteLeafOpts{{URLs: []*url.URL{{Scheme: "nats", Host: free.Addr().String()}}}}
+	}})
+	eventually(t, "leaf connected", func() bool { return hub.Server().NumLeafNodes() == 1 })
+
+	l := newLeaderOn(t, hub.URL())
+	n := startNodeOn(t, l, connect(t, leaf.URL()), func(c *Config) { c.Domain = "hub" })
+	n.awaitFresh(t)
+	n.fill(t, organization("kept"))
+	last := l.commit(organizations("a"))
+	l.store(last)
+	n.awaitApplied(t, last)
+	if s := n.Status(); s.Stats.Replays == 0 || s.Stats.Resets() != 1 || !n.cache.has(organization("kept")) {
+		t.Errorf("status: %+v", s)
+	}
+}
+
 func TestNode_FindsItsPlaceInALongStream(t *testing.T) {
 	l := newLeader(t)
 	l.newTerm()

@@ -18,9 +18,10 @@ import (
 
 // UnlinkConfig tunes an Unlinker. The zero UnlinkConfig is the default.
 type UnlinkConfig struct {
-	// Subjects and Stream as in [Config].
+	// Subjects, Stream and Domain as in [Config].
 	Subjects event.Subjects
 	Stream   string
+	Domain   string
 
 	// Durable names the consumer that all unlinkers of one Redis share, so
 	// that each event is worked off once; another Redis needs another name.
@@ -68,6 +69,8 @@ func (c UnlinkConfig) Validate() error {
 	switch {
 	case !validJetStreamName(c.Stream):
 		return fmt.Errorf("config: Stream %q: want a name without spaces, dots, slashes, * or >", c.Stream)
+	case c.Domain != "" && !validJetStreamName(c.Domain):
+		return fmt.Errorf("config: Domain %q: want a name without spaces, dots, slashes, * or >, or nothing", c.Domain)
 	case !validJetStreamName(c.Durable):
 		return fmt.Errorf("config: Durable %q: want a name without spaces, dots, slashes, * or >", c.Durable)
 	case c.Batch < 0 || c.Batch > 1000:
@@ -127,9 +130,9 @@ func NewUnlinker(nc *nats.Conn, client redis.UniversalClient, key func(event.Ref
 		return nil, fmt.Errorf("unlinker: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	js, err := jetstream.New(nc)
+	js, err := jetStream(nc, cfg.Domain)
 	if err != nil {
-		return nil, fmt.Errorf("unlinker: prepare jetstream: %w", err)
+		return nil, fmt.Errorf("unlinker: %w", err)
 	}
 	return &Unlinker{js: js, redis: client, key: key, cfg: cfg, log: cfg.Logger}, nil
 }

@@ -81,6 +81,10 @@ type StreamConfig struct {
 	// Name of the stream. Default: that of the subjects, "AUTHFENCE".
 	Name string
 
+	// Domain is the JetStream domain of the stream, where that is not the one of
+	// the server connected to: behind a leaf node, say. Default: the server's.
+	Domain string
+
 	// Replicas in a NATS cluster. Default 1.
 	Replicas int
 
@@ -167,6 +171,7 @@ func (c Config) complete() (settings, error) {
 	}{
 		{field: "Name", value: c.Name, ok: len(c.Name) <= 48 && printable(c.Name), mend: "want at most 48 printable ASCII characters"},
 		{field: "Stream.Name", value: c.Stream.Name, ok: validStreamName(c.Stream.Name), mend: "want a name without spaces, dots, slashes, * or >"},
+		{field: "Stream.Domain", value: c.Stream.Domain, ok: c.Stream.Domain == "" || validStreamName(c.Stream.Domain), mend: "want a name without spaces, dots, slashes, * or >, or nothing"},
 		{field: "Stream.Replicas", value: c.Stream.Replicas, ok: c.Stream.Replicas >= 1 && c.Stream.Replicas <= 5, mend: "want 1 to 5"},
 		{field: "Stream.MaxAge", value: c.Stream.MaxAge, ok: c.Stream.MaxAge >= time.Second, mend: "want at least 1s"},
 		{field: "Stream.MaxBytes", value: c.Stream.MaxBytes, ok: c.Stream.MaxBytes >= 1<<20, mend: "want at least 1 MiB"},

@@ -57,6 +57,9 @@ func New(nc *nats.Conn, cfg Config) (*Listener, error) {
 		return nil, errors.New("listener: the NATS connection is missing")
 	}
 	js, err := jetstream.New(nc)
+	if domain := checked.Stream.Domain; domain != "" {
+		js, err = jetstream.NewWithDomain(nc, domain)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listener: %w", err)
 	}
