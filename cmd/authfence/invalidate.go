@@ -39,7 +39,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
 	}
 	defer nc.Close()
 	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
-		Name: name, Subjects: subjects, Stream: c.stream(subjects), MaxStaleness: c.MaxStaleness, Logger: s.log,
+		Name: name, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}
@@ -51,7 +51,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
 		defer client.Close()
 		key := func(ref event.Ref) string { return authlib.RedisKey(c.RedisPrefix, ref) }
 		unlinker, err := invalidator.NewUnlinker(nc, client, key, invalidator.UnlinkConfig{
-			Subjects: subjects, Stream: c.stream(subjects), Durable: c.Unlinker, Logger: s.log,
+			Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, Durable: c.Unlinker, Logger: s.log,
 		})
 		if err != nil {
 			return usageError{err}

@@ -40,7 +40,7 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 		Name: nodeName(c.Name), PostgresURL: c.PostgresURL, Subjects: subjects,
 		MaxStaleness: c.MaxStaleness, MaxLease: max(c.MaxLease, c.MaxStaleness),
 		NotifyOff: c.Notify == "off" || (c.Notify == "" && !f.watch.Notifies()), PollInterval: c.PollInterval, Gather: c.Gather,
-		Stream: listener.StreamConfig{Name: c.stream(subjects), Replicas: c.StreamReplicas, MaxAge: c.StreamMaxAge, MaxBytes: c.StreamMaxBytes},
+		Stream: listener.StreamConfig{Name: c.stream(subjects), Domain: c.NATSDomain, Replicas: c.StreamReplicas, MaxAge: c.StreamMaxAge, MaxBytes: c.StreamMaxBytes},
 		Logger: s.log,
 	}
 	if err := config.Validate(); err != nil {

@@ -62,6 +62,7 @@ type natsFlags struct {
 	NATSInbox  string `name:"nats-inbox" placeholder:"SUBJECT" help:"Prefix of the inboxes that answers come to (default: PREFIX.inbox. and listener, node or operator, as deploy/nats allows them)."`
 	NATSPrefix string `name:"nats-prefix" default:"authfence" help:"First part of every NATS subject; one for each system that shares a NATS."`
 	NATSStream string `name:"nats-stream" placeholder:"NAME" help:"JetStream stream that captures the events (default: the prefix in capitals)."`
+	NATSDomain string `name:"nats-domain" placeholder:"NAME" help:"JetStream domain of that stream, where it is not the one of the servers connected to (behind a leaf node)."`
 }
 
 func (f natsFlags) subjects() (event.Subjects, error) {
