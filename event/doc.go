@@ -34,7 +34,18 @@
 // the CloudEvents NATS binding (1.0.3-wip), ASCII only. A reader needs no
 // header; the body is whole by itself.
 //
-// A reader ignores members that it does not know. A change that an old reader
-// would misunderstand gets a new "v", and a reader refuses a "v" that it does
-// not know with [ErrVersion], which its chain check then treats as a gap.
+// # Versions
+//
+// A reader ignores members that it does not know, so a member that may be
+// ignored is added without further ado. What an old reader would misunderstand
+// gets a new "v". In every version, now and later, "v", "epoch", "pos" and
+// "prev" are what they are today: a reader that meets an event above the version
+// that it knows still has its place in the chain, and takes it for a change of
+// every ref of every kind ([Event.Newer]). So an old node beside a new listener
+// is as prompt and as safe as ever; it only keeps nothing cached for long. A
+// new reader reads the versions of the releases before it, so that nodes can be
+// upgraded first.
+//
+// The other messages have a version of their own. One that is not known is
+// refused with [ErrVersion]: no lease comes of it, and no harm.
 package event

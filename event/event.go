@@ -7,9 +7,16 @@ import (
 	"time"
 )
 
-// Version is the version of the wire contract that this package writes, and
-// the only one that it reads.
+// Version is the version at which events are written, and the newest that is
+// read whole; see "Versions" in the package's documentation.
 const Version = 1
+
+// Beside it: the oldest version of events that is read, and the version of all
+// other messages, which is not raised with that of events.
+const (
+	oldestVersion  = 1
+	messageVersion = 1
+)
 
 // Type is the CloudEvents type of an event.
 const Type = "authfence.change.v1"
@@ -25,15 +32,34 @@ type Event struct {
 	Prev     Position  // the event before this one; for a term's first event the position committed before the term (rule 7)
 	At       time.Time // when the leader drained the changes, by the leader's clock; for people only
 	Changes  []Change
+
+	// Newer is the version of an event of which only the head could be read,
+	// because it is above Version; otherwise zero. Changes are then wide ones of
+	// every kind: whatever the event says, it says no more than that.
+	Newer int
 }
 
-type wireEvent struct {
+// wireHead is what every version of an event has.
+type wireHead struct {
 	V        int       `json:"v"`
 	Epoch    Epoch     `json:"epoch"`
 	Position Position  `json:"pos"`
-	Prev     Position  `json:"prev"`
-	At       time.Time `json:"at"`
-	Changes  []Change  `json:"changes"`
+	Prev     *Position `json:"prev"` // a zero one is valid, a missing one would hide a gap
+}
+
+type wireEvent struct {
+	wireHead
+	At      time.Time `json:"at"`
+	Changes []Change  `json:"changes"`
+}
+
+var errNoPrev = errors.New("prev is missing")
+
+func (h wireHead) event() (Event, error) {
+	if h.Prev == nil {
+		return Event{}, errNoPrev
+	}
+	return Event{Epoch: h.Epoch, Position: h.Position, Prev: *h.Prev}, nil
 }
 
 // ID is the identity of the event, the text form of its mark. It is the
@@ -77,22 +103,51 @@ func Encode(e Event) ([]byte, error) {
 		return nil, fmt.Errorf("encode event %s: %w", e.ID(), err)
 	}
 	return json.Marshal(wireEvent{
-		V: Version, Epoch: e.Epoch, Position: e.Position, Prev: e.Prev,
-		At: e.At.UTC().Truncate(time.Microsecond), Changes: e.Changes,
+		wireHead: wireHead{V: Version, Epoch: e.Epoch, Position: e.Position, Prev: &e.Prev},
+		At:       e.At.UTC().Truncate(time.Microsecond), Changes: e.Changes,
 	})
 }
 
-// Decode reads the body of an event. Its error wraps [ErrVersion] for a version
-// that it does not know, and otherwise names the part that is wrong; it never
+// Decode reads the body of an event. Of an event of a newer version it reads the
+// head (see [Event.Newer]). Its error wraps [ErrVersion] for a version of which
+// it knows not even that, and otherwise names the part that is wrong; it never
 // repeats more than a few bytes of the body.
 func Decode(body []byte) (Event, error) {
+	if v := versionOf(body); v > Version {
+		return decodeNewer(body, v)
+	}
 	var w wireEvent
-	if err := decode(body, &w); err != nil {
+	if err := decode(body, &w, oldestVersion, Version); err != nil {
 		return Event{}, fmt.Errorf("decode event: %w", err)
 	}
-	e := Event{Epoch: w.Epoch, Position: w.Position, Prev: w.Prev, At: w.At, Changes: w.Changes}
+	e, err := w.event()
+	if err != nil {
+		return Event{}, fmt.Errorf("decode event: %w", err)
+	}
+	e.At, e.Changes = w.At, w.Changes
 	if err := e.validate(); err != nil {
 		return Event{}, fmt.Errorf("decode event %s: %w", e.ID(), err)
+	}
+	return e, nil
+}
+
+// decodeNewer reads what every version has.
+func decodeNewer(body []byte, v int) (Event, error) {
+	var head wireHead
+	err := json.Unmarshal(body, &head)
+	var e Event
+	if err == nil {
+		e, err = head.event()
+	}
+	e.Newer = v
+	for _, kind := range []Kind{APIKey, Organization} {
+		e.Changes = append(e.Changes, Change{Kind: kind, Op: OpBulk, Wide: true})
+	}
+	if err == nil {
+		err = e.validate()
+	}
+	if err != nil {
+		return Event{}, fmt.Errorf("decode event: %w: got %d, want %d, and its head cannot be read: %w", ErrVersion, v, Version, err)
 	}
 	return e, nil
 }
@@ -100,18 +155,18 @@ func Decode(body []byte) (Event, error) {
 // decode reads one JSON object after its version has been checked: another
 // version may give the same names other shapes, so the version is read first
 // whenever the whole does not fit.
-func decode(body []byte, into any) error {
+func decode(body []byte, into any, oldest, newest int) error {
 	err := json.Unmarshal(body, into)
 	v := versionOf(body)
 	switch {
-	case v == Version:
+	case v >= oldest && v <= newest:
 		return err
 	case v != 0:
-		return fmt.Errorf("%w: got %d, want %d", ErrVersion, v, Version)
+		return fmt.Errorf("%w: got %d, want %d", ErrVersion, v, newest)
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("%w: \"v\" is missing, want %d", ErrVersion, Version)
+	return fmt.Errorf("%w: \"v\" is missing, want %d", ErrVersion, newest)
 }
 
 func versionOf(body []byte) int {

@@ -121,9 +121,49 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+// What a release after this one may write is read as a change of everything, at
+// its place in the chain.
+func TestDecode_ReadsTheHeadOfANewerVersion(t *testing.T) {
+	for _, body := range []string{
+		`{"v":2,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","at":"2026-01-02T03:04:05Z","changes":[{"kind":"api_key","op":"update","refs":["x"],"scope":["eu"]}]}`,
+		`{"v":3,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","at":1767322445,"changes":{"another":"shape"}}`,
+		`{"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","v":99}`,
+	} {
+		got, err := event.Decode([]byte(body))
+		if err != nil {
+			t.Errorf("%s: %v", body, err)
+			continue
+		}
+		if got.Newer < 2 || got.ID() != "b1946ac92492d234/7-42" || got.Prev != (event.Position{Term: 7, N: 41}) {
+			t.Errorf("%s: %+v", body, got)
+		}
+		wide := map[event.Kind]bool{}
+		for _, c := range got.Changes {
+			wide[c.Kind] = c.Wide
+		}
+		if !wide[event.APIKey] || !wide[event.Organization] {
+			t.Errorf("%s: changes %+v", body, got.Changes)
+		}
+	}
+}
+
+// An event without prev would follow on anything.
+func TestDecode_RefusesAnEventWithoutPrev(t *testing.T) {
+	for _, prev := range []string{``, `"prev":null,`} {
+		body := `{"v":1,"epoch":"b1946ac92492d234","pos":"7-42",` + prev + `"at":"2026-01-02T03:04:05Z","changes":[{"kind":"organization","op":"update","at":"2026-01-02T03:04:05Z","refs":["a"]}]}`
+		if e, err := event.Decode([]byte(body)); err == nil || !strings.Contains(err.Error(), "prev is missing") {
+			t.Errorf("%s: %+v, %v", body, e, err)
+		}
+	}
+}
+
 func TestDecode_NamesAnotherVersion(t *testing.T) {
 	for _, body := range []string{
-		`{"v":2,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","at":"2026-01-02T03:04:05Z","changes":[]}`,
+		`{"v":2,"epoch":"b1946ac92492d234","pos":"7-42","at":"2026-01-02T03:04:05Z","changes":[]}`,
+		`{"v":2,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-42"}`,
+		`{"v":2,"epoch":"0000000000000000","pos":"7-42","prev":"7-41"}`,
+		`{"v":0,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","at":"2026-01-02T03:04:05Z","changes":[]}`,
+		`{"v":-1,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","at":"2026-01-02T03:04:05Z","changes":[]}`,
 		`{"v":2,"pos":{"shape":"that version 1 does not know"}}`,
 		`{"pos":"7-42"}`,
 	} {
@@ -363,6 +403,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(body)
 	}
 	f.Add([]byte(`{"v":2}`))
+	f.Add([]byte(`{"v":2,"epoch":"b1946ac92492d234","pos":"7-42","prev":"7-41","changes":{}}`))
 	f.Add([]byte("\x00"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		e, err := event.Decode(body)

@@ -123,17 +123,17 @@ type Message interface {
 func EncodeMessage[M Message](m M) ([]byte, error) {
 	switch p := any(&m).(type) {
 	case *LeaseAsk:
-		p.V = Version
+		p.V = messageVersion
 	case *LeaseReply:
-		p.V = Version
+		p.V = messageVersion
 	case *ReportAsk:
-		p.V = Version
+		p.V = messageVersion
 	case *Report:
-		p.V = Version
+		p.V = messageVersion
 	case *BarrierAsk:
-		p.V = Version
+		p.V = messageVersion
 	case *Receipt:
-		p.V = Version
+		p.V = messageVersion
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -145,7 +145,7 @@ func EncodeMessage[M Message](m M) ([]byte, error) {
 // DecodeMessage reads a message's body; its errors are those of [Decode].
 func DecodeMessage[M Message](body []byte) (M, error) {
 	var m M
-	if err := decode(body, &m); err != nil {
+	if err := decode(body, &m, messageVersion, messageVersion); err != nil {
 		return m, fmt.Errorf("decode %T: %w", m, err)
 	}
 	if err := validateMessage(any(&m)); err != nil {

@@ -43,6 +43,7 @@ type loop struct {
 	hadLease   bool
 	dropped    int // messages that the connection had to drop, as last seen
 	poisonWarn time.Time
+	newerWarn  time.Time
 
 	timer *time.Timer
 	armed time.Time
@@ -135,8 +136,23 @@ func (l *loop) receiveEvent(body []byte) {
 		l.asks.soon(time.Now(), 0)
 		return
 	}
+	l.noteNewer(ev)
 	if l.offer(ev) == verdictNext && len(l.held.events) > 0 {
 		l.drainHeld()
+	}
+}
+
+// noteNewer tells of events that stand for a change of everything because this
+// node is older than the listener that wrote them.
+func (l *loop) noteNewer(ev event.Event) {
+	if ev.Newer == 0 {
+		return
+	}
+	l.stats.newer.Add(1)
+	if now := time.Now(); now.After(l.newerWarn) {
+		l.newerWarn = now.Add(time.Minute)
+		l.log.Warn("event of a newer version: every entry is evicted: upgrade this node",
+			"version", ev.Newer, "known", event.Version, "position", ev.ID())
 	}
 }
 

@@ -94,6 +94,7 @@ func (l *loop) replayed(b replayBatch) {
 	r.events += len(b.events)
 	l.stats.replayed.Add(uint64(len(b.events)))
 	for _, ev := range b.events {
+		l.noteNewer(ev)
 		if r.ask.rebuilds() {
 			l.rebuild(ev)
 		} else {

@@ -361,6 +361,47 @@ func TestNode_SurvivesPoison(t *testing.T) {
 	}
 }
 
+// A listener of the release after this one: its events are in force at once and
+// keep their place in the chain, live and replayed; the node only keeps nothing.
+func TestNode_TakesANewerEventForAChangeOfEverything(t *testing.T) {
+	l := newLeader(t)
+	n := startNode(t, l, func(c *Config) { c.MaxStaleness = 10 * time.Minute })
+	n.awaitFresh(t)
+	newer := func(ev event.Event) []byte {
+		return fmt.Appendf(nil, `{"v":2,"epoch":%q,"pos":%q,"prev":%q,"changes":{"of":"another shape"}}`, ev.Epoch, ev.Position, ev.Prev)
+	}
+	for i, deliver := range map[string]func(event.Event){
+		"live": func(ev event.Event) { l.raw(newer(ev)) },
+		"replayed": func(ev event.Event) {
+			if _, err := l.js.Publish(l.context(), "store."+l.subjects.Event(), newer(ev)); err != nil {
+				t.Fatal(err)
+			}
+			l.live(l.commit(organizations("shows the gap")))
+		},
+	} {
+		n.fill(t, organization("a"))
+		n.fill(t, event.KeyRef("token"))
+		stamp := n.Stamp()
+		ev := l.commit(organizations("b"))
+		deliver(ev)
+		n.awaitApplied(t, ev)
+		if n.cache.has(organization("a")) || n.cache.has(event.KeyRef("token")) {
+			t.Errorf("%s: entries that it may have changed are still there", i)
+		}
+		if n.Fill(stamp, organization("a"), n.cache.put(organization("a"), "old")) || n.Admit(stamp.Epoch, stamp.Position, event.KeyRef("token"), func() {}) {
+			t.Errorf("%s: what was read before it was admitted after it", i)
+		}
+	}
+	n.fill(t, organization("c"))
+	n.awaitApplied(t, l.publish(organizations("d")))
+	if s := n.Status(); s.Stats.Newer != 2 || s.Stats.Resets() != 1 || s.Stats.Poison != 0 || s.Phase != Fresh || !n.cache.has(organization("c")) {
+		t.Errorf("status: %+v", s)
+	}
+	if !n.log.contains("upgrade this node") {
+		t.Error("the log does not say what to do")
+	}
+}
+
 // An event of a version that this node cannot read is a gap that only a reset
 // closes: what it named must not stay cached.
 func TestNode_ResetsPastAnEventItCannotRead(t *testing.T) {

@@ -56,6 +56,7 @@ type Stats struct {
 	LeasesLost   uint64
 	Reports      uint64 // answers to a leader's barrier
 	Poison       uint64 // events that could not be read
+	Newer        uint64 // events of a newer version of the wire contract: each evicts everything
 	Dropped      uint64 // messages that the queue could not take
 	Overflow     uint64 // held-back events that the backlog could not take
 	FillsRefused uint64 // rule 16
@@ -83,7 +84,7 @@ type counters struct {
 	events, refs, old, foreign, gaps               atomic.Uint64
 	replays, replayed, replayFailed, rebuilds      atomic.Uint64
 	asks, replies, refused, badReplies, leasesLost atomic.Uint64
-	reports, poison, dropped, overflow             atomic.Uint64
+	reports, poison, newer, dropped, overflow      atomic.Uint64
 	resets                                         [resetReasons]atomic.Uint64
 }
 
@@ -103,7 +104,7 @@ func (n *Node) Status() Status {
 			ResetsLease: n.stats.resets[resetLease].Load(), ResetsEpoch: n.stats.resets[resetEpoch].Load(),
 			Asks: n.stats.asks.Load(), Replies: n.stats.replies.Load(), Refused: n.stats.refused.Load(),
 			BadReplies: n.stats.badReplies.Load(), LeasesLost: n.stats.leasesLost.Load(),
-			Reports: n.stats.reports.Load(), Poison: n.stats.poison.Load(),
+			Reports: n.stats.reports.Load(), Poison: n.stats.poison.Load(), Newer: n.stats.newer.Load(),
 			Dropped: n.stats.dropped.Load(), Overflow: n.stats.overflow.Load(),
 		},
 	}
