@@ -234,7 +234,7 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 				f.token = token
 			}
 			return f
-		})
+		}, func() result { return result{key: a.keyInMemory(sum, d), source: L1} })
 		if err != nil {
 			return res, err
 		}
@@ -260,6 +260,8 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 	if o == nil {
 		r, _, err := a.fly(ctx, d, func() *flight {
 			return &flight{ref: event.OrganizationRef(k.record.OrganizationID), known: known}
+		}, func() result {
+			return result{organization: a.organizationInMemory(k.record.OrganizationID, d), source: L1}
 		})
 		if err != nil {
 			return res, err

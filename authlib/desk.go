@@ -23,6 +23,7 @@ type flight struct {
 	waiters int
 	queued  bool   // it stands in a line
 	begun   bool   // its read has begun: whoever joins now is late
+	closed  bool   // its result is being admitted: whoever comes now looks into memory after
 	seq     uint64 // order of arrival
 
 	done   chan struct{}
@@ -111,13 +112,17 @@ func (d *desk) waitingNow() int {
 type seat struct {
 	flight   *flight
 	late     bool // the read had begun before the request came (rule 17)
+	closed   bool // the flight has no answer for this request; memory will, once it has landed
 	joined   bool
 	stranger bool
 }
 
 // sit joins the flight of want.ref, or opens want. With alone set, it does not
-// join a flight whose read has begun or that asks Redis. It returns an error when too many wait.
-func (d *desk) sit(want *flight, alone bool) (seat, *UnavailableError) {
+// join a flight whose read has begun or that asks Redis. Without, it opens none
+// before inMemory has said no: a flight leaves the board after what it brought
+// is in memory, so what was loaded since the request last looked is not loaded
+// once more. Then the seat is empty. It returns an error when too many wait.
+func (d *desk) sit(want *flight, alone bool, inMemory func() bool) (seat, *UnavailableError) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopped {
@@ -129,9 +134,15 @@ func (d *desk) sit(want *flight, alone bool) (seat, *UnavailableError) {
 	}
 	f := d.joinable[want.ref]
 	s := seat{flight: f, joined: true, stranger: stranger}
-	if f != nil && (!alone || (!f.begun && !f.l2)) {
+	switch {
+	case f != nil && alone && !f.begun && !f.l2:
+	case f != nil && !alone && !f.closed:
 		s.late = f.begun
-	} else {
+	case f != nil && !alone && !f.landed():
+		s.closed = true
+	case !alone && inMemory(): // reads L1, which takes no lock of ours
+		return seat{}, nil
+	default:
 		s.flight, s.joined = want, false
 		d.seq++
 		want.seq = d.seq
@@ -200,7 +211,7 @@ func (d *desk) forward(flights []*flight) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range flights {
-		f.l2 = false
+		f.l2, f.closed = false, false
 		if d.stopped {
 			f.fail(unavailable(reasonStopped, nil))
 			continue
@@ -300,10 +311,20 @@ func (d *desk) begin(flights []*flight) {
 	}
 }
 
-// close takes the flights out of reach before their results are admitted, so
-// that nobody joins one after the check of its floors: what was admitted may be
-// evicted in the next moment.
+// close ends joining before the results of the flights are admitted, so that
+// nobody is answered from one that he joined after the check of its floors: what
+// was admitted may be evicted in the next moment. Who comes now waits, and looks
+// into memory.
 func (d *desk) close(flights []*flight) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range flights {
+		f.closed = true
+	}
+}
+
+// unboard takes flights off the board that have landed, or are about to fail.
+func (d *desk) unboard(flights []*flight) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range flights {
@@ -318,6 +339,15 @@ func (d *desk) unboardLocked(f *flight) {
 }
 
 func (f *flight) fail(err error) { f.land(result{err: err}) }
+
+func (f *flight) landed() bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
 
 // land ends the flight; its worker calls it once.
 func (f *flight) land(r result) {

@@ -10,18 +10,24 @@ import (
 
 var errLoadTimeout = errors.New("load timeout")
 
-// fly waits for a flight of the ref that this request may be answered from. It
-// goes round at most twice: what it gets the second time was read for it.
-func (a *Authenticator) fly(ctx context.Context, d demand, open func() *flight) (r result, late bool, err error) {
-	for alone := d.fresh; ; alone = true {
+// fly waits for a flight of the ref that this request may be answered from, or
+// for memory to hold it. A flight that it joins and may not take is the last:
+// what it gets the next time was read for it.
+func (a *Authenticator) fly(ctx context.Context, d demand, open func() *flight, look func() result) (r result, late bool, err error) {
+	alone := d.fresh
+	inMemory := func() bool { r = look(); return r.key != nil || r.organization != nil }
+	for {
 		want := open()
 		// Rule 18: Redis is asked only under a lease, or its answer would be
 		// refused anyway.
 		want.l2 = !alone && a.l2 != nil && a.l2.breaker.ready() &&
 			a.node.Lease().ValidFor(invalidator.InstantOf(a.now()), d.staleness)
-		s, shed := a.desk.sit(want, alone)
+		s, shed := a.desk.sit(want, alone, inMemory)
 		if shed != nil {
 			return result{}, false, shed
+		}
+		if s.flight == nil {
+			return r, false, nil
 		}
 		if s.joined {
 			a.count.joined.Add(1)
@@ -36,6 +42,9 @@ func (a *Authenticator) fly(ctx context.Context, d demand, open func() *flight) 
 			}
 			return result{}, false, unavailable(reasonEnded, context.Cause(ctx))
 		}
+		if s.closed {
+			continue
+		}
 		r = s.flight.result
 		if r.err != nil {
 			return result{}, false, r.err
@@ -44,6 +53,7 @@ func (a *Authenticator) fly(ctx context.Context, d demand, open func() *flight) 
 			return r, s.late, nil
 		}
 		a.count.roundsLost.Add(1)
+		alone = true
 	}
 }
 

@@ -43,10 +43,8 @@ func (a *Authenticator) loadPrimary(ctx context.Context, reserved bool) {
 func (a *Authenticator) loadBatch(ctx context.Context, batch []*flight) {
 	kind := batch[0].ref.Kind
 	rows, err := a.read(ctx, kind, batch)
-	// Nobody may join any more: what is admitted below may be evicted in the
-	// next moment.
-	a.desk.close(batch)
 	if err != nil {
+		a.desk.unboard(batch)
 		if ctx.Err() != nil {
 			err = unavailable(reasonStopped, nil)
 		}
@@ -55,12 +53,16 @@ func (a *Authenticator) loadBatch(ctx context.Context, batch []*flight) {
 		}
 		return
 	}
+	// Nobody may join any more: what is admitted below may be evicted in the
+	// next moment.
+	a.desk.close(batch)
 	lease := a.node.Lease()
 	if kind == event.APIKey {
 		a.landKeys(batch, rows, lease)
 	} else {
 		a.landOrganizations(batch, rows, lease)
 	}
+	a.desk.unboard(batch)
 }
 
 // reading is what one query brought.

@@ -276,5 +276,6 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 	}
 	r.admitted = true
 	f.land(r)
+	a.desk.unboard([]*flight{f})
 	return true
 }
