@@ -58,6 +58,11 @@ type Config struct {
 	// MaxNegative bounds the number of negative entries. Default 50,000.
 	MaxNegative int
 
+	// MaxFloors bounds the memory for what has changed lately: about 90 bytes for
+	// each of this many changes of a ref. A value in Redis that was read before
+	// the oldest of them is not used any more. Default 1,000,000.
+	MaxFloors int
+
 	// MaxTokenBytes: a longer token is unknown unseen. Default 4096.
 	MaxTokenBytes int
 
@@ -143,6 +148,7 @@ func (c Config) withDefaults() Config {
 	def(&c.NegativeTTL, 30*time.Second)
 	def(&c.L1Bytes, 64<<20)
 	def(&c.MaxNegative, 50_000)
+	def(&c.MaxFloors, 1_000_000)
 	def(&c.MaxTokenBytes, 4096)
 	def(&c.L2Prefix, "authfence")
 	def(&c.L2Timeout, 20*time.Millisecond)
@@ -209,6 +215,7 @@ func (c Config) Validate() error {
 	}{
 		{"L1Bytes", c.L1Bytes, 64 << 10, 1 << 40},
 		{"MaxNegative", int64(c.MaxNegative), 1, 100_000_000},
+		{"MaxFloors", int64(c.MaxFloors), 1000, 100_000_000},
 		{"MaxTokenBytes", int64(c.MaxTokenBytes), 16, 1 << 20},
 		{"L2Failures", int64(c.L2Failures), 1, 1000},
 		{"MaxLoads", int64(c.MaxLoads), 1, 256},

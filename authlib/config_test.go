@@ -27,6 +27,7 @@ func TestConfig_ErrorsNameTheField(t *testing.T) {
 		"TTL is":                            func(c *Config) { c.TTL = -1 },
 		"L1Bytes":                           func(c *Config) { c.L1Bytes = 10 },
 		"MaxLoads":                          func(c *Config) { c.MaxLoads = -1 },
+		"MaxFloors":                         func(c *Config) { c.MaxFloors = 10 },
 		"L2Prefix":                          func(c *Config) { c.L2Prefix = "a b" },
 		"StaleOnOutage":                     func(c *Config) { c.StaleOnOutage = -1 },
 		"looks like a secret":               func(c *Config) { c.Watch = DefaultConfig().Watch; c.Watch.Organization.Load = []string{"hmac_key"} },
