@@ -1,0 +1,244 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/authfence/authfence/internal/history"
+)
+
+// Plan says what happens to a World.
+type Plan struct {
+	// For is how long faults are begun. When it is over and a kind has not taken
+	// place yet, the plan goes on until each did.
+	For time.Duration
+
+	// Want says which faults; nil: all that can happen in the World's shape.
+	Want func(Fault) bool
+
+	// Together is how many faults happen at the same time: first each kind in
+	// groups of this size, then groups of random size up to Together+1. Default 1.
+	Together int
+
+	// Recovery is how long nodes may take to hold a lease again after faults
+	// ended; longer is a problem. Default 30 s.
+	Recovery time.Duration
+}
+
+// Verdict is what came of it.
+type Verdict struct {
+	history.Report
+	Times    map[string]int // by kind, how often it took place
+	Missing  []string       // kinds that did not take place
+	Problems []string       // what is wrong beside violations
+}
+
+// Good says that there was no violation, nothing else was wrong, and every kind
+// of fault took place.
+func (v Verdict) Good() bool {
+	return v.Violations == 0 && len(v.Missing) == 0 && len(v.Problems) == 0 && len(v.Times) > 0
+}
+
+// Merge adds the verdict on another World; a kind that took place in one of them
+// is not missing.
+func (v *Verdict) Merge(o Verdict) {
+	v.Report.Merge(o.Report)
+	times := map[string]int{}
+	for _, from := range []map[string]int{v.Times, o.Times} {
+		for kind, n := range from {
+			times[kind] += n
+		}
+	}
+	v.Times = times
+	v.Missing = slices.DeleteFunc(append(slices.Clone(v.Missing), o.Missing...), func(kind string) bool { return times[kind] > 0 })
+	slices.Sort(v.Missing)
+	v.Missing = slices.Compact(v.Missing)
+	v.Problems = append(slices.Clone(v.Problems), o.Problems...)
+}
+
+// Line is the last line of a run.
+func (v Verdict) Line(seed uint64) string {
+	faults := 0
+	for _, n := range v.Times {
+		faults += n
+	}
+	return fmt.Sprintf("chaos: seed %d, %d authentications, %d revocations, %d faults of %d kinds, %d violations, worst staleness %d ms (bound %d ms), %d answered 503",
+		seed, v.Answers, v.Revocations, faults, len(v.Times), v.Violations, v.Worst.Milliseconds(), v.Bound.Milliseconds(), v.Unavailable)
+}
+
+// attempts that a fault gets to take place.
+const attempts = 3
+
+// torment is one plan under way.
+type torment struct {
+	w        *World
+	plan     Plan
+	random   *rand.Rand
+	begun    time.Time
+	wanted   []Fault
+	times    map[string]int
+	failed   map[string]int
+	problems []string
+}
+
+// Torment carries a plan out under the background of Load, and judges.
+func (w *World) Torment(ctx context.Context, plan Plan) (Verdict, error) {
+	def(&plan.Together, 1)
+	def(&plan.Recovery, 30*time.Second)
+	t := &torment{
+		w: w, plan: plan, begun: time.Now(), times: map[string]int{}, failed: map[string]int{},
+		random: rand.New(rand.NewPCG(w.Options.Seed, uint64(len(w.Options.Shape)))),
+	}
+	for _, f := range Faults() {
+		if f.In(w.Options.Shape) && (plan.Want == nil || plan.Want(f)) && (f.Needs == nil || f.Needs(w) == nil) {
+			t.wanted = append(t.wanted, f)
+		}
+	}
+	if err := w.Load(ctx); err != nil {
+		return Verdict{}, err
+	}
+	pause(ctx, time.Second) // caches fill
+	t.run(ctx)
+	if ctx.Err() != nil {
+		return Verdict{}, fmt.Errorf("run faults: %w", context.Cause(ctx))
+	}
+	if err := w.Quiesce(ctx); err != nil {
+		return Verdict{}, err
+	}
+	if err := w.sweep(ctx); err != nil {
+		t.problem("the last look at every key: %v", err)
+	}
+	report, err := w.Judge()
+	if err != nil {
+		return Verdict{}, err
+	}
+	v := Verdict{Report: report, Times: t.times, Problems: append(t.problems, w.Problems()...)}
+	for _, f := range t.wanted {
+		if t.times[f.Kind] == 0 {
+			v.Missing = append(v.Missing, f.Kind)
+		}
+	}
+	return v, nil
+}
+
+func (t *torment) logf(format string, args ...any) {
+	t.w.Options.Logf("%7.1fs  %s", time.Since(t.begun).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (t *torment) problem(format string, args ...any) {
+	p := fmt.Sprintf(format, args...)
+	t.logf("PROBLEM: %s", p)
+	t.problems = append(t.problems, p)
+}
+
+func (t *torment) run(ctx context.Context) {
+	// Each kind once, in an order of the seed, and again what did not take place.
+	left := slices.Clone(t.wanted)
+	t.random.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] })
+	for len(left) > 0 && ctx.Err() == nil {
+		n := min(t.plan.Together, len(left))
+		group := left[:n]
+		left = left[n:]
+		for _, f := range t.inflict(ctx, group) {
+			if t.failed[f.Kind] < attempts {
+				left = append(left, f)
+			}
+		}
+	}
+	for len(t.wanted) > 0 && ctx.Err() == nil && time.Since(t.begun) < t.plan.For {
+		var group []Fault
+		for range 1 + t.random.IntN(t.plan.Together+1) {
+			group = append(group, pick(t.random, t.wanted))
+		}
+		t.inflict(ctx, group)
+	}
+}
+
+// inflict runs a group of faults at once, waits for the recovery, and returns
+// those that did not take place.
+func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
+	var kinds []string
+	for _, f := range group {
+		kinds = append(kinds, f.Kind)
+	}
+	name := strings.Join(kinds, " + ")
+	t.logf("%s", name)
+	unavailable := t.unavailable(ctx)
+	begun := time.Now()
+	errs := make([]error, len(group))
+	var all sync.WaitGroup
+	for i, f := range group {
+		random := rand.New(rand.NewPCG(t.random.Uint64(), t.random.Uint64()))
+		all.Go(func() {
+			limited, cancel := context.WithTimeout(ctx, 3*time.Minute)
+			defer cancel()
+			errs[i] = t.w.Inflict(limited, f, random)
+		})
+	}
+	all.Wait()
+	took := time.Since(begun)
+	for i, f := range group {
+		if errs[i] == nil {
+			t.times[f.Kind]++
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		t.failed[f.Kind]++
+		t.logf("it did not take place, or did not end: %v", errs[i])
+		again = append(again, f)
+	}
+	ended := time.Now()
+	if err := t.w.Fresh(ctx, t.plan.Recovery); err != nil {
+		if ctx.Err() == nil {
+			t.problem("after %s: %v", name, err)
+		}
+		return again
+	}
+	t.logf("over after %s, all nodes fresh %s later, %d answered 503", round(took), round(time.Since(ended)), max(0, t.unavailable(ctx)-unavailable))
+	pause(ctx, between(t.random, 100*time.Millisecond, 500*time.Millisecond))
+	return again
+}
+
+// unavailable sums what the nodes counted in their present lives.
+func (t *torment) unavailable(ctx context.Context) (sum int64) {
+	for _, n := range t.w.Nodes {
+		if s, err := n.Status(ctx); err == nil {
+			sum += int64(s.Stats.Unavailable)
+		}
+	}
+	return sum
+}
+
+// sweep asks every node for every key after a barrier: what a fault left behind
+// for good is seen now.
+func (w *World) sweep(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := w.Barrier(limited); err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range w.Nodes {
+		for key := range w.Keys() {
+			a, err := n.Authenticate(ctx, Question{Key: key})
+			switch {
+			case err != nil:
+				return err
+			case a.Outcome == history.Unavailable.String():
+				errs = append(errs, fmt.Errorf("%s, key %d: %s", n.name, key, a.Reason))
+			}
+		}
+		if err := n.do(ctx, command{Op: opQuiesce}, nil); err != nil { // flushes
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
