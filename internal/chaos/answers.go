@@ -3,7 +3,9 @@ package chaos
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +18,9 @@ type answerLog struct {
 	file     *os.File
 	recorder *history.Recorder
 	count    atomic.Int64
+
+	mu          sync.Mutex
+	unavailable map[string]int64 // by reason
 
 	quit    chan struct{}
 	flushed chan struct{} // closed when the flusher is gone
@@ -30,7 +35,7 @@ func openAnswers(path string) (*answerLog, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	l := &answerLog{file: file, recorder: recorder, quit: make(chan struct{}), flushed: make(chan struct{})}
+	l := &answerLog{file: file, unavailable: map[string]int64{}, recorder: recorder, quit: make(chan struct{}), flushed: make(chan struct{})}
 	go l.keepFlushing()
 	return l, nil
 }
@@ -58,14 +63,34 @@ func (l *answerLog) close() error {
 	return errors.Join(l.flush(), l.file.Close())
 }
 
+// because counts why an answer was "unavailable".
+func (l *answerLog) because(err error) {
+	reason := err.Error()
+	if why, ok := errors.AsType[*authlib.UnavailableError](err); ok {
+		reason = why.Reason
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unavailable[reason]++
+}
+
+func (l *answerLog) reasons() map[string]int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.unavailable)
+}
+
 // note writes one answer down.
 func (n *nodeProcess) note(key int, start, end, demand time.Duration, p *authlib.Principal, err error) {
 	r := history.Record{
 		Start: start, End: end, Demand: demand, Node: n.cfg.Number, Outcome: outcomeOf(err),
 		Key: uint32(key), Organization: uint32(n.data.organizationOf(key)),
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		r.KeyVersion, r.OrganizationVersion = versionsOf(p)
+	case r.Outcome == history.Unavailable:
+		n.log.because(err)
 	}
 	if n.log.recorder.Append(r) == nil {
 		n.log.count.Add(1)

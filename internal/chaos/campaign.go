@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -169,7 +170,7 @@ func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 	}
 	name := strings.Join(kinds, " + ")
 	t.logf("%s", name)
-	unavailable := t.unavailable(ctx)
+	before := t.unavailable(ctx)
 	begun := time.Now()
 	errs := make([]error, len(group))
 	var all sync.WaitGroup
@@ -202,19 +203,36 @@ func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 		}
 		return again
 	}
-	t.logf("over after %s, all nodes fresh %s later, %d answered 503", round(took), round(time.Since(ended)), max(0, t.unavailable(ctx)-unavailable))
+	t.logf("over after %s, all nodes fresh %s later%s", round(took), round(time.Since(ended)), said(before, t.unavailable(ctx)))
 	pause(ctx, between(t.random, 100*time.Millisecond, 500*time.Millisecond))
 	return again
 }
 
-// unavailable sums what the nodes counted in their present lives.
-func (t *torment) unavailable(ctx context.Context) (sum int64) {
+// unavailable sums what the nodes counted in their present lives, by reason.
+func (t *torment) unavailable(ctx context.Context) map[string]int64 {
+	sum := map[string]int64{}
 	for _, n := range t.w.Nodes {
 		if s, err := n.Status(ctx); err == nil {
-			sum += int64(s.Stats.Unavailable)
+			for reason, count := range s.Reasons {
+				sum[reason] += count
+			}
 		}
 	}
 	return sum
+}
+
+// said is what was answered 503 meanwhile, and why.
+func said(before, after map[string]int64) string {
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(after)) {
+		if n := after[reason] - before[reason]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d answered 503: %s", n, reason))
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(parts, ", ")
 }
 
 // sweep asks every node for every key after a barrier: what a fault left behind

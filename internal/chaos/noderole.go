@@ -194,7 +194,7 @@ func (n *nodeProcess) obey(ctx context.Context, c command) reply {
 func (n *nodeProcess) execute(ctx context.Context, c command) (any, error) {
 	switch c.Op {
 	case opStatus:
-		return NodeStatus{Status: n.auth.Status(), Answers: n.log.count.Load(), Holding: n.fills.holding(), Wall: wallStepped()}, nil
+		return NodeStatus{Status: n.auth.Status(), Answers: n.log.count.Load(), Reasons: n.log.reasons(), Holding: n.fills.holding(), Wall: wallStepped()}, nil
 	case opAuthenticate:
 		return n.authenticate(ctx, c), nil
 	case opLoad:

@@ -65,9 +65,10 @@ type reply struct {
 // NodeStatus is what a node says of itself.
 type NodeStatus struct {
 	authlib.Status
-	Answers int64         // written to the file
-	Holding int           // reads that are held
-	Wall    time.Duration // by how much the wall clock was stepped
+	Answers int64            // written to the file
+	Reasons map[string]int64 // of answers "unavailable"
+	Holding int              // reads that are held
+	Wall    time.Duration    // by how much the wall clock was stepped
 }
 
 // Answer is one direct question to a node, answered.
