@@ -32,7 +32,10 @@ type Fault struct {
 func (f Fault) In(shape Shape) bool { return len(f.Shapes) == 0 || slices.Contains(f.Shapes, shape) }
 
 // families of faults, one a file.
-var families = []func() []Fault{processFaults, linkFaults, writeFaults}
+var families = []func() []Fault{
+	processFaults, linkFaults, writeFaults,
+	pastFaults, triggerFaults, redisFaults, streamFaults, diskFaults, clockFaults,
+}
 
 // Faults are all kinds, in a fixed order.
 func Faults() []Fault {

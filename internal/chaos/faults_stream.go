@@ -86,7 +86,7 @@ func (w *World) natsNames() (names []string) {
 // onStream does something to the stream through JetStream's own API, while a
 // node is cut off.
 func (w *World) onStream(ctx context.Context, random *rand.Rand, do func(context.Context, jetstream.JetStream) error) error {
-	return w.cutOff(ctx, random, w.natsNames(), func() error {
+	return w.cutOff(ctx, random, append(w.natsNames(), "postgres"), func() error {
 		return w.jetStream(ctx, func(js jetstream.JetStream) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
@@ -194,12 +194,28 @@ func overrun(ctx context.Context, w *World, random *rand.Rand) error {
 // the stream of a single server is that already.
 func (w *World) withoutServer(ctx context.Context, random *rand.Rand, do func(*NATSProcess) error) error {
 	n := pick(random, w.NATS)
-	return w.cutOff(ctx, random, []string{n.name}, func() error {
+	return w.cutOff(ctx, random, []string{n.name, "postgres"}, func() error {
+		if err := w.someEvents(ctx, random); err != nil {
+			return err
+		}
 		if err := n.Kill(); err != nil {
 			return err
 		}
 		err := do(n)
 		return errors.Join(err, n.Start(context.WithoutCancel(ctx)))
+	})
+}
+
+// someEvents sees to it that the stream holds some. "postgres" must be claimed.
+func (w *World) someEvents(ctx context.Context, random *rand.Rand) error {
+	return w.jetStream(ctx, func(js jetstream.JetStream) error {
+		return Eventually(ctx, time.Minute, "the stream holds events", func(ctx context.Context) bool {
+			if w.Restore(ctx, random.IntN(w.Keys())) != nil {
+				return false
+			}
+			stream, err := js.Stream(ctx, streamName())
+			return err == nil && stream.CachedInfo().State.Msgs >= 5
+		})
 	})
 }
 
@@ -228,7 +244,7 @@ func truncateTail(n *NATSProcess, random *rand.Rand) error {
 		if err != nil {
 			return fmt.Errorf("look at the store: %w", err)
 		}
-		if info.Size() > 0 && path > last {
+		if info.Size() > 0 && (len(path) > len(last) || len(path) == len(last) && path > last) { // 9.blk, 10.blk
 			last, size = path, info.Size()
 		}
 	}

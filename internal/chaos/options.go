@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
+	"path"
 	"path/filepath"
-	"strings"
 	"time"
+
+	"github.com/authfence/authfence/internal/mutant"
 )
 
 // Shape is how many servers of each kind a World has.
@@ -83,6 +83,10 @@ type Binaries struct {
 	Authfence string // ./cmd/authfence
 	Chaos     string // ./internal/chaos/run, whose hidden role is a node
 	NATS      string // github.com/nats-io/nats-server/v2
+
+	// WallClock says that the first two were built so that the wall clock which
+	// they see can be stepped (mutant.Build).
+	WallClock bool
 }
 
 // The packages that the binaries are built from.
@@ -129,46 +133,30 @@ func (o Options) validate() error {
 	return nil
 }
 
-// Build builds the binaries that are missing into dir, with the race detector
-// if so wanted. Go's build cache makes the second time fast.
-func Build(ctx context.Context, dir string, race bool, have Binaries) (Binaries, error) {
+// Build builds the binaries that are missing into dir, ours as the variant says.
+// Go's build cache makes the second time fast.
+func Build(ctx context.Context, dir string, variant mutant.Build, have Binaries) (Binaries, error) {
+	var ours []string
 	for _, b := range []struct {
-		path          *string
-		name, of      string
-		neverWithRace bool
-	}{
-		{&have.Authfence, "authfence", AuthfencePackage, false},
-		{&have.Chaos, "chaos", ChaosPackage, false},
-		{&have.NATS, "nats-server", NATSPackage, true},
-	} {
-		if *b.path != "" {
-			continue
+		path *string
+		of   string
+	}{{&have.Authfence, AuthfencePackage}, {&have.Chaos, ChaosPackage}} {
+		if *b.path == "" {
+			*b.path = filepath.Join(dir, path.Base(b.of))
+			ours = append(ours, b.of)
+			have.WallClock = variant.WallClock
 		}
-		path := filepath.Join(dir, b.name)
-		args := []string{"build", "-o", path}
-		if race && !b.neverWithRace {
-			args = append(args, "-race")
+	}
+	if len(ours) > 0 {
+		if err := variant.Run(ctx, dir, ours...); err != nil {
+			return have, err
 		}
-		cmd := exec.CommandContext(ctx, "go", append(args, b.of)...)
-		if root, err := moduleRoot(ctx); err == nil {
-			cmd.Dir = root
+	}
+	if have.NATS == "" {
+		have.NATS = filepath.Join(dir, "nats-server")
+		if err := (mutant.Build{}).Run(ctx, dir, NATSPackage); err != nil {
+			return have, err
 		}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return have, fmt.Errorf("build %s: %w\n%s", b.of, err, out)
-		}
-		*b.path = path
 	}
 	return have, nil
-}
-
-func moduleRoot(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", err
-	}
-	file := strings.TrimSpace(string(out))
-	if file == "" || file == os.DevNull {
-		return "", errors.New("not inside a module")
-	}
-	return filepath.Dir(file), nil
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/internal/history"
+	"github.com/authfence/authfence/internal/mutant"
 	"github.com/authfence/authfence/internal/testenv"
 	"github.com/authfence/authfence/listener"
 	"github.com/authfence/authfence/migrations"
@@ -89,7 +90,7 @@ func Start(ctx context.Context, options Options) (_ *World, err error) {
 			err = errors.Join(err, w.Close())
 		}
 	}()
-	if w.Options.Binaries, err = Build(ctx, options.Dir, false, options.Binaries); err != nil {
+	if w.Options.Binaries, err = Build(ctx, options.Dir, mutant.Build{}, options.Binaries); err != nil {
 		return nil, err
 	}
 	key := make([]byte, authlib.SealKeyBytes)
@@ -286,7 +287,8 @@ func (w *World) startListeners(ctx context.Context) error {
 		var first firstLine
 		p.command = func() (*exec.Cmd, error) {
 			cmd := exec.Command(w.Options.Binaries.Authfence, args...)
-			cmd.Env = append(os.Environ(), "AUTHFENCE_POSTGRES_URL="+postgres, "AUTHFENCE_NATS_URL="+w.natsURL(name), "AUTHFENCE_CONFIG="+os.DevNull)
+			cmd.Env = append(os.Environ(), "AUTHFENCE_POSTGRES_URL="+postgres, "AUTHFENCE_NATS_URL="+w.natsURL(name), "AUTHFENCE_CONFIG="+os.DevNull,
+				mutant.WallFile+"="+wallFile(w.Options.Dir, name))
 			return cmd, nil
 		}
 		p.pipes = first.pipe

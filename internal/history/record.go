@@ -92,6 +92,13 @@ func (r *Row) Current() (version int, refuses, decided bool) {
 	return int(last.version), r.refuses[last.version], last.done != undecided
 }
 
+// Reverts is how often an older version came to hold again.
+func (r *Row) Reverts() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reverts
+}
+
 // Refuses says whether a version refuses.
 func (r *Row) Refuses(version int) bool {
 	r.mu.Lock()

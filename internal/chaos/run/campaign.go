@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/internal/chaos"
+	"github.com/authfence/authfence/internal/mutant"
 	"github.com/authfence/authfence/internal/testenv"
 )
 
@@ -102,7 +103,7 @@ func campaign(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	fmt.Printf("chaos: seed %d, %s; the same faults again: %s\n", s.seed, s.length, s.again())
-	binaries, err := chaos.Build(ctx, s.dir, s.race, chaos.Binaries{})
+	binaries, err := chaos.Build(ctx, s.dir, mutant.Build{Race: s.race, WallClock: true}, chaos.Binaries{})
 	if err != nil {
 		return err
 	}
