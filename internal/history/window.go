@@ -94,7 +94,7 @@ func (f *fault) add(a Answer, stale time.Duration) {
 	switch {
 	case a.Outcome == Unavailable:
 		f.refused++
-		if n != nil {
+		if n != nil && a.End <= f.until { // else it may be the next fault's doing
 			n.lastBad = max(n.lastBad, a.End)
 		}
 	case n != nil && a.Start >= f.To:
