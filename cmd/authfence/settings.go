@@ -99,6 +99,7 @@ func (f natsFlags) connect(name, role string, log *slog.Logger, more ...nats.Opt
 	} else if err := (event.Subjects{Prefix: inbox}).Validate(); err != nil {
 		return nil, usageError{errors.New("--nats-inbox: want words joined by dots, without spaces, * or >")}
 	}
+	var refused string // of the callbacks, which run one at a time
 	options := []nats.Option{
 		nats.Name(name),
 		nats.CustomInboxPrefix(inbox),
@@ -116,7 +117,13 @@ func (f natsFlags) connect(name, role string, log *slog.Logger, more ...nats.Opt
 		}),
 		nats.ConnectHandler(func(nc *nats.Conn) { log.Info("nats connected", "server", nc.ConnectedAddr()) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("nats reconnected", "server", nc.ConnectedAddr()) }),
-		nats.ReconnectErrHandler(func(nc *nats.Conn, err error) { log.Debug("nats reconnect failed", "err", err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			// Once for each reason: a key that is not known, or a certificate, is for a person to mend.
+			if reason := err.Error(); reason != refused {
+				refused = reason
+				log.Warn("nats refuses, or is not there; retrying", "err", err)
+			}
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
 			subject := ""
 			if s != nil {
@@ -147,7 +154,7 @@ func (f natsFlags) connect(name, role string, log *slog.Logger, more ...nats.Opt
 		return nil, fmt.Errorf("connect to nats: %w", err)
 	}
 	if !nc.IsConnected() {
-		log.Warn("nats is not reachable yet; retrying", "attempt", 1)
+		log.Warn("nats is not reachable yet; retrying", "attempt", 1) // the handler above says why
 	}
 	return nc, nil
 }
@@ -183,6 +190,7 @@ func (f redisFlags) client() (redis.UniversalClient, error) {
 		// Open-source Redis knows no maintenance notifications; asking costs a
 		// round trip on every connect.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		DisableIdentity:          true, // CLIENT SETINFO is one more command to allow, and older servers have none
 	}
 	if f.RedisPassword != "" {
 		if _, err := readSecret(f.RedisPassword); err != nil {
