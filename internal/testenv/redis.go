@@ -3,12 +3,14 @@ package testenv
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,6 +21,11 @@ import (
 type RedisOptions struct {
 	// Args are added to the command line and win over ours (no persistence), as in "--maxmemory", "10mb".
 	Args []string
+	// ConfigFile is read before them. It needs the machine's own redis-server.
+	ConfigFile string
+	// TLS makes the port one of TLS, for which Args or ConfigFile name the certificate; it is what a client verifies
+	// the server with.
+	TLS *tls.Config
 }
 
 // RedisServer is a server on a port of its own. Its methods are for one goroutine at a time, but Addr and URL are for any.
@@ -32,7 +39,8 @@ type RedisServer struct {
 // StartRedis starts a server; it answers when it returns. Close it.
 func StartRedis(ctx context.Context, options RedisOptions) (_ *RedisServer, err error) {
 	r := &RedisServer{options: options}
-	if r.program, err = machine.FindRedis(ctx); err != nil && !machine.DockerAnswers(ctx) {
+	r.program, err = machine.FindRedis(ctx)
+	if err != nil && (options.ConfigFile != "" || options.TLS != nil || !machine.DockerAnswers(ctx)) {
 		return nil, err
 	}
 	if r.place, err = newPlace("redis"); err != nil {
@@ -59,8 +67,14 @@ func (r *RedisServer) start(ctx context.Context) error {
 		cmd = exec.Command("docker", containerArgs(r.container(), machine.RedisImage, r.place.port, 6379, nil,
 			append([]string{"redis-server"}, args...))...)
 	} else {
-		args = append([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(r.place.port), "--dir", r.place.dir,
-			"--daemonize", "no", "--logfile", ""}, args...)
+		ports := []string{"--port", strconv.Itoa(r.place.port)}
+		if r.options.TLS != nil {
+			ports = []string{"--port", "0", "--tls-port", strconv.Itoa(r.place.port)}
+		}
+		args = slices.Concat([]string{"--bind", "127.0.0.1", "--dir", r.place.dir, "--daemonize", "no", "--logfile", ""}, ports, args)
+		if r.options.ConfigFile != "" {
+			args = append([]string{r.options.ConfigFile}, args...)
+		}
 		cmd = exec.Command(r.program.Path, args...)
 		cmd.Dir = r.place.dir
 	}
@@ -90,7 +104,12 @@ func (r *RedisServer) start(ctx context.Context) error {
 func (r *RedisServer) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	var dialer net.Dialer
+	var dialer interface {
+		DialContext(context.Context, string, string) (net.Conn, error)
+	} = new(net.Dialer)
+	if r.options.TLS != nil {
+		dialer = &tls.Dialer{Config: r.options.TLS}
+	}
 	connection, err := dialer.DialContext(ctx, "tcp", r.Addr())
 	if err != nil {
 		return false
@@ -111,7 +130,12 @@ func (r *RedisServer) answers(ctx context.Context) bool {
 func (r *RedisServer) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.place.port)) }
 
 // URL returns the address of database 0 as a URL.
-func (r *RedisServer) URL() string { return "redis://" + r.Addr() + "/0" }
+func (r *RedisServer) URL() string {
+	if r.options.TLS != nil {
+		return "rediss://" + r.Addr() + "/0"
+	}
+	return "redis://" + r.Addr() + "/0"
+}
 
 // Version returns the server's version; empty for a container.
 func (r *RedisServer) Version() string { return r.program.Version }
