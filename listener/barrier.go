@@ -20,7 +20,8 @@ type barrierAsk struct {
 	wait    time.Duration // zero: as long as it takes, which is bounded
 }
 
-func (t *term) takeBarrierAsk(msg *nats.Msg) {
+func (t *term) takeBarrierAsk(a arrival) {
+	msg := a.msg
 	ask, err := event.DecodeMessage[event.BarrierAsk](msg.Data)
 	if err == nil && !t.s.l.subjects.Answerable(msg.Reply) {
 		err = errReply
@@ -34,7 +35,7 @@ func (t *term) takeBarrierAsk(msg *nats.Msg) {
 		t.send(msg.Reply, encode(event.Receipt{Error: "too many barriers wait"}))
 		return
 	}
-	t.barriers = append(t.barriers, &barrierAsk{reply: msg.Reply, arrived: time.Now(), wait: ask.Wait.Duration()})
+	t.barriers = append(t.barriers, &barrierAsk{reply: msg.Reply, arrived: a.at, wait: ask.Wait.Duration()})
 }
 
 // startBarriers begins one round for all barriers that waited for the drain that
@@ -57,7 +58,7 @@ func (t *term) startBarriers(ctx context.Context, now time.Time, group *sync.Wai
 	}
 	t.barriers = nil
 	group.Go(func() {
-		defer func() { <-t.rounds; poke(t.s.asked) }()
+		defer func() { <-t.rounds; t.s.bell.ring() }()
 		r.run(ctx)
 	})
 }

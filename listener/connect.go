@@ -92,6 +92,12 @@ func (s *session) connect(ctx context.Context, role string) (*pgx.Conn, error) {
 	cfg.ConnectTimeout = s.l.settings.SessionTimeout
 	cfg.DialFunc = s.dialer.dial
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	// Ours, since pgx would keep what it is not asked for.
+	cfg.OnNotification = func(c *pgconn.PgConn, n *pgconn.Notification) {
+		if s.conn != nil && c == s.conn.PgConn() { // a pooler may let the probe's connection hear it
+			s.notified(n)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*s.l.settings.SessionTimeout)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
@@ -135,7 +141,7 @@ func (s *session) inspect(ctx context.Context) error {
 	var version int
 	var standby, schema bool
 	var pid uint32
-	err := s.work.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
+	err := s.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
 		to_regclass('authfence.relay') IS NOT NULL, pg_backend_pid()`).Scan(&version, &standby, &schema, &pid)
 	switch {
 	case err != nil:
@@ -147,94 +153,115 @@ func (s *session) inspect(ctx context.Context) error {
 	case !schema:
 		return ErrSchema
 	}
-	s.pooled = pid != s.work.PgConn().PID()
+	s.pooled = pid != s.conn.PgConn().PID()
 	if s.pooled && s.l.settings.NotifyOff {
 		s.l.log.Warn("postgres is reached through a pooler: leave it in session mode, the lead is a lock of the session")
 	}
 	return nil
 }
 
-// listen proves that a NOTIFY reaches this session. A pooler in transaction
-// mode takes LISTEN without a word, and then nothing ever arrives.
+// listen proves that a NOTIFY of another session reaches this one. A pooler in
+// transaction mode takes LISTEN without a word, and then nothing ever arrives.
 func (s *session) listen(ctx context.Context) error {
-	conn, err := s.connect(ctx, "listen")
+	// Shorter than what the server bears: the session may not idle out here.
+	ctx, cancel := context.WithTimeout(ctx, s.l.settings.SessionTimeout*2/3)
+	defer cancel()
+	if _, err := s.conn.Exec(ctx, "LISTEN "+s.l.channel); err != nil {
+		return explain("listen", err)
+	}
+	// Through a pooler a session may well hear itself: it takes another one.
+	other, err := s.connect(ctx, "probe")
 	if err != nil {
 		return err
 	}
-	// Shorter than what the server bears: neither connection may idle out here.
-	ctx, cancel := context.WithTimeout(ctx, s.l.settings.SessionTimeout*2/3)
-	defer cancel()
-	if _, err := conn.Exec(ctx, "LISTEN "+s.l.channel); err != nil {
-		return explain("listen", err)
-	}
-	nonce := "probe " + rand.Text()
-	if _, err := s.work.Exec(ctx, "SELECT pg_notify($1, $2)", channel, nonce); err != nil {
+	s.probe = "probe " + rand.Text()
+	if _, err := other.Exec(ctx, "SELECT pg_notify($1, $2)", channel, s.probe); err != nil {
 		return explain("notify", err)
 	}
-	for {
-		notification, err := conn.WaitForNotification(ctx)
-		if err == nil {
-			if notification.Payload == nonce {
-				break
-			}
-			continue
-		}
-		if pgconn.Timeout(err) {
-			return ErrPooler
-		}
-		return explain("wait for the probe's notification", err)
+	if err := other.Close(ctx); err != nil {
+		return explain("close the probe's session", err)
 	}
-	s.ear = conn
+	for s.probe != "" {
+		switch err := s.conn.PgConn().WaitForNotification(ctx); {
+		case pgconn.Timeout(err):
+			return ErrPooler
+		case err != nil:
+			return explain("wait for the probe's notification", err)
+		}
+	}
 	return nil
 }
 
-// hear waits for notifications until ctx ends or the connection fails. A
-// black-holed socket shows by the ping, and the ping also keeps the server from
-// ending the session as idle, however many notifications it delivers.
-func (s *session) hear(ctx context.Context) error {
-	beat := s.l.settings.SessionTimeout / 3
-	next := time.Now().Add(beat)
-	for ctx.Err() == nil {
-		wait, cancel := context.WithDeadline(ctx, next)
-		notification, err := s.ear.WaitForNotification(wait)
-		cancel()
+// notified is called for each notification, whatever the connection is doing.
+func (s *session) notified(n *pgconn.Notification) {
+	s.l.status.notified()
+	switch n.Payload {
+	case "":
+		s.heard = true
+	case s.probe:
+		s.probe = ""
+	}
+}
+
+// wait waits for a notification, a ring of the bell (true), until or the end of
+// ctx. It hears by the connection that the drain then goes out by: the server's
+// process that told us of the change is the one that is awake.
+func (s *session) wait(ctx context.Context, until time.Time) (rung bool, err error) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	if s.bell.open(cancel) && !s.heard && ctx.Err() == nil {
+		err = s.conn.PgConn().WaitForNotification(ctx)
 		switch {
-		case err == nil:
-			s.l.status.notified()
-			if notification.Payload == "" {
-				poke(s.changed)
-			}
-		case ctx.Err() != nil:
-			return nil
-		case !pgconn.Timeout(err):
-			return explain("wait for notification", err)
-		}
-		if now := time.Now(); !now.Before(next) {
-			if err := s.ping(ctx, s.ear); err != nil {
-				return err
-			}
-			next = now.Add(beat)
+		case err == nil, ctx.Err() != nil && !s.conn.IsClosed(): // only the wait is over
+			err = nil
+		default:
+			err = explain("wait for notification", err)
 		}
 	}
-	return nil
+	return s.bell.close(), err
+}
+
+// bell ends somebody's wait. Rung while nobody waits, it ends the next one.
+type bell struct {
+	mu   sync.Mutex
+	wake func() // nil: nobody waits
+	rung bool
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rung = true
+	if b.wake != nil {
+		b.wake()
+	}
+}
+
+// open begins a wait that a ring ends by calling wake; false: it was rung.
+func (b *bell) open(wake func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wake = wake
+	return !b.rung
+}
+
+// close ends the wait, and reports whether it was rung.
+func (b *bell) close() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rung := b.rung
+	b.wake, b.rung = nil, false
+	return rung
 }
 
 // ping proves within a deadline that the other side lives.
-func (s *session) ping(ctx context.Context, conn *pgx.Conn) error {
+func (s *session) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.l.settings.SessionTimeout*2/3)
 	defer cancel()
-	if err := conn.Ping(ctx); err != nil {
+	if err := s.conn.Ping(ctx); err != nil {
 		return explain("ping postgres", err)
 	}
 	return nil
-}
-
-// poke wakes the receiver of a channel of one; a second poke adds nothing.
-func poke(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }
 
 // explain wraps an error with what was done and, where its SQLSTATE tells, with

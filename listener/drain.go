@@ -40,6 +40,8 @@ type drained struct {
 func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.s.drainTimeout()+t.s.lockTimeout())
 	defer cancel()
+	t.s.draining.start()
+	defer t.s.draining.stop()
 	hooks := &t.s.l.hooks
 	statements, limit := 1, max(1, t.s.l.settings.BatchRows/portions)
 	if backlog {
@@ -54,7 +56,7 @@ func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
 	for range statements {
 		batch.Queue(sqlDelete, limit)
 	}
-	results := t.s.work.SendBatch(ctx, batch)
+	results := t.s.conn.SendBatch(ctx, batch)
 	d, err := t.publishRows(ctx, results, statements, limit)
 	if closeErr := results.Close(); err == nil && closeErr != nil {
 		err = explain("drain outbox", closeErr)
@@ -79,7 +81,7 @@ func (t *term) commit(ctx context.Context, moved bool) error {
 		batch.Queue(sqlAdvance, int64(t.last.Term), int64(t.last.N))
 	}
 	batch.Queue("COMMIT")
-	results := t.s.work.SendBatch(ctx, batch)
+	results := t.s.conn.SendBatch(ctx, batch)
 	var tag pgconn.CommandTag
 	var err error
 	for range batch.Len() {
@@ -184,7 +186,7 @@ func (t *term) peek(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.s.l.settings.SessionTimeout)
 	defer cancel()
 	var some, ours bool
-	if err := t.s.work.QueryRow(ctx, sqlPeek, int64(t.number)).Scan(&some, &ours); err != nil {
+	if err := t.s.conn.QueryRow(ctx, sqlPeek, int64(t.number)).Scan(&some, &ours); err != nil {
 		return false, explain("look at outbox", err)
 	}
 	if !ours {

@@ -27,12 +27,18 @@ type term struct {
 	budget    int            // bytes of changes that fit into one NATS message
 	nodes     nodeTable
 
-	leaseAsks   chan *nats.Msg
-	barrierAsks chan *nats.Msg
+	leaseAsks   chan arrival
+	barrierAsks chan arrival
 	asks        []leaseAsk    // taken; answered by the next drain that empties the outbox
 	barriers    []*barrierAsk // the same
 	first       triggerCheck  // of the takeover
 	rounds      chan struct{} // one token a running round of barriers
+}
+
+// arrival is an ask as NATS delivered it.
+type arrival struct {
+	msg *nats.Msg
+	at  time.Time
 }
 
 // Bounds of what waits: beyond them asks are dropped, and asked again by those
@@ -50,8 +56,8 @@ func newTerm(s *session, found takeover) *term {
 	t := &term{
 		s: s, number: found.term, epoch: found.epoch, committed: found.committed, last: found.committed,
 		triggers: found.triggers, since: time.Now(), previous: found.previous, ceiling: found.ceiling,
-		leaseAsks:   make(chan *nats.Msg, maxLeaseAsks),
-		barrierAsks: make(chan *nats.Msg, maxBarrierAsks),
+		leaseAsks:   make(chan arrival, maxLeaseAsks),
+		barrierAsks: make(chan arrival, maxBarrierAsks),
 		rounds:      make(chan struct{}, maxRounds),
 		budget:      messageBudget(s.l.nc.MaxPayload()),
 	}
@@ -64,17 +70,23 @@ func newTerm(s *session, found takeover) *term {
 	return t
 }
 
-// lead drains and answers until stop is closed (nil), life ends or something
+// lead drains and answers until stop ends (nil), life ends or something
 // fails. What it starts is joined by group, before the connections are closed.
-func (t *term) lead(life context.Context, stop <-chan struct{}, fail context.CancelCauseFunc, group *sync.WaitGroup) error {
+func (t *term) lead(life, stop context.Context, group *sync.WaitGroup) error {
 	l := t.s.l
 	if err := t.judge(life, t.first); err != nil {
 		return err
 	}
-	for subject, asks := range map[string]chan *nats.Msg{
+	for subject, asks := range map[string]chan arrival{
 		l.subjects.Lease(): t.leaseAsks, l.subjects.Barrier(): t.barrierAsks,
 	} {
-		subscription, err := l.nc.ChanSubscribe(subject, asks)
+		subscription, err := l.nc.Subscribe(subject, func(msg *nats.Msg) {
+			select {
+			case asks <- arrival{msg, time.Now()}:
+				t.s.bell.ring()
+			default: // asked again by who asked
+			}
+		})
 		if err != nil {
 			return fmt.Errorf("subscribe to asks: %w: %w", errNATSAway, err)
 		}
@@ -86,27 +98,20 @@ func (t *term) lead(life context.Context, stop <-chan struct{}, fail context.Can
 	pace := pace{gather: l.settings.Gather, poll: l.settings.PollInterval, backlog: true}
 	check := time.Now().Add(l.settings.TriggerCheckInterval)
 	var away time.Time
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	defer context.AfterFunc(stop, t.s.bell.ring)()
 	for {
-		timer.Reset(time.Until(earlier(pace.due(time.Now()), check)))
-		select {
-		case <-stop:
+		rung, err := t.s.wait(life, earlier(pace.due(time.Now()), check))
+		switch {
+		case stop.Err() != nil:
 			return nil
-		case <-life.Done():
+		case life.Err() != nil:
 			return context.Cause(life)
-		case msg := <-t.leaseAsks:
-			t.takeLeaseAsk(msg)
-			pace.asked = true
-		case msg := <-t.barrierAsks:
-			t.takeBarrierAsk(msg)
-			pace.asked = true
-		case <-t.s.changed:
-			pace.changed = true
-		case <-t.s.asked:
-			pace.asked = true
-		case <-timer.C:
+		case err != nil:
+			return err
 		}
+		pace.changed = pace.changed || t.s.heard
+		pace.asked = pace.asked || rung
+		t.s.heard = false
 		now := time.Now()
 		if !l.nc.IsConnected() {
 			// Nothing is drained that could not be published.
@@ -116,7 +121,7 @@ func (t *term) lead(life context.Context, stop <-chan struct{}, fail context.Can
 			if now.Sub(away) > l.settings.SessionTimeout {
 				return errNATSAway
 			}
-			if err := t.s.ping(life, t.s.work); err != nil {
+			if err := t.s.ping(life); err != nil {
 				return err
 			}
 			time.Sleep(awayPause)
@@ -172,10 +177,10 @@ func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) err
 func (t *term) takeWaiting() {
 	for {
 		select {
-		case msg := <-t.leaseAsks:
-			t.takeLeaseAsk(msg)
-		case msg := <-t.barrierAsks:
-			t.takeBarrierAsk(msg)
+		case ask := <-t.leaseAsks:
+			t.takeLeaseAsk(ask)
+		case ask := <-t.barrierAsks:
+			t.takeBarrierAsk(ask)
 		default:
 			return
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -264,5 +265,66 @@ func TestLead_KilledAgainAndAgainSkipsNothing(t *testing.T) {
 			t.Fatalf("event %s names prev %s, which nobody heard", ev.Position, ev.Prev)
 		}
 		heard = append(heard, ev.Position)
+	}
+}
+
+// The network swallows everything in the middle of a drain, whose own deadline
+// is long because it may have to wait for a lock.
+func TestLead_BlackHoleInTheMiddleOfADrainIsNoticed(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	r := e.read()
+	link := testenv.Proxy(t, e.url)
+	one := e.lead(func(c *listener.Config) { c.PostgresURL, c.SessionTimeout = link.URL(), time.Second })
+
+	other := e.connectPostgres()
+	tx, err := other.Begin(e.context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(e.context(), "SELECT FROM authfence.relay FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	e.change("a")
+	eventually(t, "the drain waits", func() bool {
+		return e.queryText(`SELECT count(*)::text FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`) == "1"
+	})
+	link.Blackhole()
+	if err := tx.Rollback(e.context()); err != nil {
+		t.Fatal(err)
+	}
+	one.await(t, "the session ends", func(s listener.Status) bool { return strings.Contains(s.LastProblem, "not at work") })
+	link.Heal()
+	r.await("a")
+}
+
+// A drain that rightly waits is not disturbed by the watchdog.
+func TestLead_ADrainThatWaitsForALockGoesOn(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	r := e.read()
+	one := e.lead(func(c *listener.Config) { c.SessionTimeout = time.Second })
+	term := one.Status().Term
+
+	tx, err := e.connectPostgres().Begin(e.context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(e.context(), "SELECT FROM authfence.relay FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	e.change("a")
+	// Long enough for the watchdog to ask twice; the lock is waited for twice as long.
+	eventually(t, "the drain has waited for long", func() bool {
+		return e.queryText(`SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database()
+			AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '1.4 s'`) == "1"
+	})
+	if err := tx.Rollback(e.context()); err != nil {
+		t.Fatal(err)
+	}
+	r.await("a")
+	if s := one.Status(); s.Term != term {
+		t.Errorf("term %d began, after %d: %s", s.Term, term, s.LastProblem)
 	}
 }

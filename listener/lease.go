@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/authfence/authfence/event"
 )
 
@@ -27,13 +25,12 @@ var errReply = errors.New("the reply subject is no inbox")
 // leaseAsk is an ask that waits for its drain.
 type leaseAsk struct {
 	event.LeaseAsk
-	reply    string
-	received time.Time
+	reply string
 }
 
-func (t *term) takeLeaseAsk(msg *nats.Msg) {
-	ask, err := event.DecodeMessage[event.LeaseAsk](msg.Data)
-	if err == nil && !ask.Leaving && !t.s.l.subjects.Answerable(msg.Reply) {
+func (t *term) takeLeaseAsk(a arrival) {
+	ask, err := event.DecodeMessage[event.LeaseAsk](a.msg.Data)
+	if err == nil && !ask.Leaving && !t.s.l.subjects.Answerable(a.msg.Reply) {
 		err = errReply
 	}
 	if err != nil {
@@ -41,11 +38,11 @@ func (t *term) takeLeaseAsk(msg *nats.Msg) {
 		t.s.l.log.Debug("ask was not understood", "err", err)
 		return
 	}
-	a := leaseAsk{LeaseAsk: ask, received: time.Now()}
+	waiting := leaseAsk{LeaseAsk: ask}
 	if !ask.Leaving {
-		a.reply = msg.Reply
+		waiting.reply = a.msg.Reply
 	}
-	t.asks = append(t.asks, a)
+	t.asks = append(t.asks, waiting)
 }
 
 // answer answers every ask that waited, in the order of arrival, after a drain

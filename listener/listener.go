@@ -90,7 +90,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	l.status.become(RoleStarting)
 	var stream streamKeeper
 	for attempt := 1; ; attempt++ {
-		s := &session{l: l, stream: &stream, changed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
+		s := &session{l: l, stream: &stream}
 		begun := time.Now()
 		err := s.run(ctx)
 		if ctx.Err() != nil {

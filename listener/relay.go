@@ -79,8 +79,10 @@ func (i identity) differences(stored string) []string {
 func (s *session) takeOver(ctx context.Context) (takeover, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.drainTimeout())
 	defer cancel()
+	s.draining.start()
+	defer s.draining.stop()
 	var t takeover
-	err := pgx.BeginTxFunc(ctx, s.work, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err := pgx.BeginTxFunc(ctx, s.conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
 			return err
 		}
@@ -174,7 +176,9 @@ func (t *term) storeCeiling(ctx context.Context, ceiling time.Duration) error {
 func (t *term) updateRelay(ctx context.Context, doing, set string, arguments ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, t.s.drainTimeout())
 	defer cancel()
-	err := pgx.BeginFunc(ctx, t.s.work, func(tx pgx.Tx) error {
+	t.s.draining.start()
+	defer t.s.draining.stop()
+	err := pgx.BeginFunc(ctx, t.s.conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
 			return err
 		}

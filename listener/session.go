@@ -12,18 +12,20 @@ import (
 // standbyPause is how long a standby waits between two tries for the lead.
 const standbyPause = 250 * time.Millisecond
 
-// session is two connections and at most one term. Its fields belong to the
-// goroutine of run, but ear to that of hear.
+// session is one connection and at most one term. Its fields belong to the
+// goroutine of run, but bell and draining.
 type session struct {
-	l       *Listener
-	stream  *streamKeeper
-	dialer  *dialer
-	conns   []*pgx.Conn
-	work    *pgx.Conn // the lock, takeovers, drains
-	ear     *pgx.Conn // LISTEN and nothing else; nil with NotifyOff
-	pooled  bool      // the server's process is not who we were told at login
-	changed chan struct{}
-	asked   chan struct{}
+	l      *Listener
+	stream *streamKeeper
+	dialer *dialer
+	conns  []*pgx.Conn
+	conn   *pgx.Conn // LISTEN, the lock, takeovers, drains
+	pooled bool      // the server's process is not who we were told at login
+	heard  bool      // a notification of changes arrived since the last drain began
+	probe  string    // the payload by which listen proves the path; empty: it arrived
+	bell   bell      // rung by who wants a drain
+
+	draining stopwatch
 }
 
 // run goes through one session. ctx is the caller's wish that we go on: once it
@@ -60,13 +62,11 @@ func (s *session) run(ctx context.Context) error {
 	if err := s.prepare(start); err != nil {
 		return firstCause(life, err)
 	}
-	if s.ear != nil {
-		group.Go(func() {
-			if err := s.hear(life); err != nil {
-				fail(err)
-			}
-		})
-	}
+	group.Go(func() {
+		if err := s.watch(life); err != nil {
+			fail(err)
+		}
+	})
 	if err := s.awaitLead(start); err != nil {
 		return firstCause(life, err)
 	}
@@ -75,7 +75,7 @@ func (s *session) run(ctx context.Context) error {
 		return firstCause(life, err)
 	}
 	t := newTerm(s, found)
-	return firstCause(life, t.lead(life, ctx.Done(), fail, &group))
+	return firstCause(life, t.lead(life, ctx, &group))
 }
 
 // firstCause prefers what ended the session over what that made of the
@@ -93,7 +93,7 @@ func (s *session) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if s.work, err = s.connect(ctx, "relay"); err != nil {
+	if s.conn, err = s.connect(ctx, "relay"); err != nil {
 		return err
 	}
 	if err := s.inspect(ctx); err != nil {
@@ -120,7 +120,7 @@ func (s *session) awaitLead(ctx context.Context) error {
 			if err != nil || leads {
 				return err
 			}
-		} else if err := s.ping(ctx, s.work); err != nil {
+		} else if err := s.ping(ctx); err != nil {
 			return err
 		}
 		if s.l.status.become(RoleStandby) {
@@ -146,7 +146,7 @@ func (s *session) standbyPause() time.Duration {
 func (s *session) tryLock(ctx context.Context) (leads bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.l.settings.SessionTimeout)
 	defer cancel()
-	if err := s.work.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", lockKey).Scan(&leads); err != nil {
+	if err := s.conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", lockKey).Scan(&leads); err != nil {
 		return false, explain("try for the lead", err)
 	}
 	return leads, nil

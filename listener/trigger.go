@@ -55,10 +55,10 @@ func (t *term) verifyTriggers(ctx context.Context) error {
 	// Fingerprint and check are of one statement each: triggers that change in
 	// between show by the fingerprint of the next check.
 	var fingerprint string
-	if err := t.s.work.QueryRow(ctx, "SELECT authfence.trigger_fingerprint()").Scan(&fingerprint); err != nil {
+	if err := t.s.conn.QueryRow(ctx, "SELECT authfence.trigger_fingerprint()").Scan(&fingerprint); err != nil {
 		return explain("read trigger fingerprint", err)
 	}
-	check, err := checkTriggers(ctx, t.s.work)
+	check, err := checkTriggers(ctx, t.s.conn)
 	if err != nil {
 		return explain("check triggers", err)
 	}
