@@ -33,13 +33,18 @@ const (
 // Binaries are a build of both.
 type Binaries struct{ Process, Authfence string }
 
-// BuildBinaries builds both into dir, with edits to the source; none: as it is.
-func BuildBinaries(ctx context.Context, dir string, edits ...mutant.Edit) (Binaries, error) {
+// BuildBinaries builds both, or only what processes are made of, into dir, with
+// edits to the source.
+func BuildBinaries(ctx context.Context, dir string, both bool, edits ...mutant.Edit) (Binaries, error) {
 	b := mutant.Build{}
 	if len(edits) > 0 {
 		b.Off = []mutant.Guard{{Name: "edits", Edits: edits}}
 	}
-	if err := b.Run(ctx, dir, processPackage, authfencePackage); err != nil {
+	packages := []string{processPackage}
+	if both {
+		packages = append(packages, authfencePackage)
+	}
+	if err := b.Run(ctx, dir, packages...); err != nil {
 		return Binaries{}, err
 	}
 	return Binaries{Process: filepath.Join(dir, "process"), Authfence: filepath.Join(dir, "authfence")}, nil

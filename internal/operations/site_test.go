@@ -31,6 +31,7 @@ func (m closing) Run() int {
 // build is a set of binaries that is made when the first test wants it.
 type build struct {
 	edits []mutant.Edit
+	both  bool
 	once  sync.Once
 	dir   string
 	made  Binaries
@@ -45,7 +46,7 @@ func (b *build) binaries(t *testing.T) Binaries {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
-		b.made, b.err = BuildBinaries(ctx, b.dir, b.edits...)
+		b.made, b.err = BuildBinaries(ctx, b.dir, b.both, b.edits...)
 	})
 	if b.err != nil {
 		t.Fatal(b.err)
@@ -54,7 +55,7 @@ func (b *build) binaries(t *testing.T) Binaries {
 }
 
 var (
-	current = &build{}
+	current = &build{both: true}
 	// nextRelease writes events at a version that this one does not know, with a
 	// member that this one does not know, and still reads those of this one.
 	nextRelease = &build{edits: []mutant.Edit{
