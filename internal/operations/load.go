@@ -143,15 +143,11 @@ func (l *Load) serving() []*Process {
 	return l.nodes
 }
 
-// Start begins to ask and to write. Without nodes there are writers only.
+// Start begins to write, and to ask as soon as there are nodes.
 func (l *Load) Start(ctx context.Context) {
 	ctx, l.stop = context.WithCancel(ctx)
-	users := l.options.Users
-	if len(l.serving()) == 0 {
-		users = 0
-	}
-	l.answers = make([][]history.Answer, users)
-	for i := range users {
+	l.answers = make([][]history.Answer, l.options.Users)
+	for i := range l.options.Users {
 		l.reading.Go(func() { l.use(ctx, i) })
 	}
 	for i := range l.options.Writers {
@@ -213,6 +209,10 @@ func slowest(of *atomic.Int64, took time.Duration) {
 // use is one user. A request that was sent is waited for, also at the end.
 func (l *Load) use(ctx context.Context, user int) {
 	for ctx.Err() == nil {
+		if len(l.serving()) == 0 {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		k := &l.keys[rand.IntN(len(l.keys))]
 		if l.options.Churn && rand.IntN(16) == 0 {
 			if status, _, err := l.ask("af_nobody_"+strconv.FormatUint(rand.Uint64(), 36), nil); err != nil || status != http.StatusUnauthorized {
@@ -366,6 +366,9 @@ func (l *Load) churn(ctx context.Context, conn *pgx.Conn, organization string) {
 // there is none, which is no failure: the next one is asked for again.
 func (l *Load) barrier(ctx context.Context) {
 	before := l.serving()
+	if len(before) == 0 {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	asked := history.Now()

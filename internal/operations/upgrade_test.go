@@ -97,10 +97,12 @@ func TestRollingUpgrade(t *testing.T) {
 	}
 }
 
-// settle lets the load go on until it has been through a few receipts.
+// settle lets the load go on until it has been through a few receipts and some
+// hundred requests.
 func settle(t *testing.T, ctx context.Context, load *Load) {
 	t.Helper()
-	for want := load.barriers.Load() + 5; load.barriers.Load() < want; {
+	barriers, requests := load.barriers.Load()+5, load.requests.Load()+500
+	for load.barriers.Load() < barriers || load.requests.Load() < requests {
 		select {
 		case <-ctx.Done():
 			t.Fatal("no receipts")
