@@ -2,17 +2,10 @@ package authlib
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"net/textproto"
-	"strconv"
-	"strings"
 	"time"
-
-	"github.com/authfence/authfence/event"
 )
 
 // HeaderAtLeast is the request header that DemandPosition reads: a mark as a
@@ -99,8 +92,8 @@ func Middleware(auth Authorizer, options ...Option) func(http.Handler) http.Hand
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			p, refused := r.admit(req)
 			if refused != nil {
-				r.log.DebugContext(req.Context(), "request refused", "status", refused.status, "reason", refused.reason)
-				refused.write(w, r.realm)
+				r.log.DebugContext(req.Context(), "request refused", "status", refused.Status, "reason", refused.Reason)
+				refused.Write(w, r.realm)
 				return
 			}
 			next.ServeHTTP(w, req.WithContext(NewContext(req.Context(), p)))
@@ -108,206 +101,35 @@ func Middleware(auth Authorizer, options ...Option) func(http.Handler) http.Hand
 	}
 }
 
-// refusal is an answer without a principal.
-type refusal struct {
-	status     int
-	code       string // RFC 6750's error code, or ours; goes into the body
-	challenge  bool   // the code goes into WWW-Authenticate too
-	retryAfter time.Duration
-	reason     string // for the log: constant words
-	detail     string // for the caller
-}
-
-func (r *route) admit(req *http.Request) (*Principal, *refusal) {
-	token, refused := r.token(req.Header)
+func (r *route) admit(req *http.Request) (*Principal, *Refusal) {
+	token, refused := TokenOf(req.Header, r.header)
 	if refused != nil {
 		return nil, refused
 	}
-	p, err := r.authenticate(req, token)
-	var bad *headerError
-	switch {
-	case errors.As(err, &bad):
-		return nil, &refusal{status: http.StatusBadRequest, code: "invalid_request", reason: "malformed position", detail: bad.Error()}
-	case err != nil:
-		return nil, refusalOf(err)
+	demand := r.request
+	if r.position {
+		if demand.AtLeast, refused = AtLeastOf(req.Header); refused != nil {
+			return nil, refused
+		}
+	}
+	p, err := r.authenticate(req.Context(), token, demand)
+	if err != nil {
+		return nil, RefusalOf(err)
 	}
 	for _, g := range r.required {
 		if !p.Can(g.resource, g.action) {
-			return nil, &refusal{status: http.StatusForbidden, code: "insufficient_scope", challenge: true, reason: "grant is missing"}
+			return nil, GrantMissing()
 		}
 	}
 	return p, nil
 }
 
-func (r *route) authenticate(req *http.Request, token string) (*Principal, error) {
-	demand := r.request
-	if r.position {
-		mark, err := atLeast(req.Header.Values(HeaderAtLeast))
-		if err != nil {
-			return nil, err
-		}
-		demand.AtLeast = mark
-	}
+func (r *route) authenticate(ctx context.Context, token string, demand Request) (*Principal, error) {
 	if demand == (Request{}) {
-		return r.auth.Authenticate(req.Context(), token)
+		return r.auth.Authenticate(ctx, token)
 	}
-	res, err := r.auth.AuthenticateWith(req.Context(), token, demand)
+	res, err := r.auth.AuthenticateWith(ctx, token, demand)
 	return res.Principal, err
-}
-
-func refusalOf(err error) *refusal {
-	var out *UnavailableError
-	switch {
-	case errors.As(err, &out):
-		return &refusal{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", retryAfter: out.RetryAfter, reason: "unavailable"}
-	case errors.Is(err, ErrSuspended):
-		return &refusal{status: http.StatusForbidden, code: "organization_suspended", reason: "organization is suspended"}
-	case errors.Is(err, ErrUnknown), errors.Is(err, ErrRevoked), errors.Is(err, ErrExpired):
-		// The log may tell them apart, the answer does not.
-		return &refusal{status: http.StatusUnauthorized, code: "invalid_token", challenge: true, reason: err.Error()}
-	}
-	return &refusal{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", retryAfter: defaultRetryAfter, reason: "unavailable"}
-}
-
-func (f *refusal) write(w http.ResponseWriter, realm string) {
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Type", "application/json")
-	h.Set("X-Content-Type-Options", "nosniff")
-	if f.status == http.StatusUnauthorized || f.challenge {
-		h.Set("WWW-Authenticate", f.wwwAuthenticate(realm))
-	}
-	if f.status == http.StatusServiceUnavailable {
-		seconds := max(1, int64(math.Ceil(f.retryAfter.Seconds())))
-		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
-	}
-	w.WriteHeader(f.status)
-	body := `{"error":` + strconv.Quote(f.code)
-	if f.detail != "" {
-		body += `,"error_description":` + strconv.QuoteToASCII(f.detail)
-	}
-	_, _ = w.Write([]byte(body + "}\n")) // the caller went away: nobody to tell
-}
-
-// wwwAuthenticate is RFC 6750, section 3: no code where no token was given.
-func (f *refusal) wwwAuthenticate(realm string) string {
-	var parts []string
-	if realm != "" {
-		parts = append(parts, `realm=`+quoted(realm))
-	}
-	if f.challenge {
-		parts = append(parts, `error=`+quoted(f.code))
-	}
-	if len(parts) == 0 {
-		return "Bearer"
-	}
-	return "Bearer " + strings.Join(parts, ", ")
-}
-
-// quoted is a quoted-string of RFC 9110.
-func quoted(s string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			b.WriteByte('\\')
-			b.WriteByte(c)
-		case c >= ' ' && c < 0x7f:
-			b.WriteByte(c)
-		}
-	}
-	b.WriteByte('"')
-	return b.String()
-}
-
-// token finds the one token of a request.
-func (r *route) token(h http.Header) (string, *refusal) {
-	authorization := h["Authorization"]
-	var bare []string
-	if r.header != "" && r.header != "Authorization" {
-		bare = h[r.header]
-	}
-	switch {
-	case len(authorization)+len(bare) > 1:
-		return "", &refusal{status: http.StatusBadRequest, code: "invalid_request", challenge: true, reason: "more than one token"}
-	case len(bare) == 1:
-		token := strings.Trim(bare[0], " \t")
-		if token == "" {
-			return "", noToken()
-		}
-		return token, nil
-	case len(authorization) == 0:
-		return "", noToken()
-	}
-	token, err := BearerToken(authorization[0])
-	switch {
-	case errors.Is(err, ErrNotBearer):
-		return "", noToken() // Basic, say: it is not for us, and no token was given
-	case err != nil:
-		return "", &refusal{status: http.StatusBadRequest, code: "invalid_request", challenge: true, reason: "malformed authorization header"}
-	}
-	return token, nil
-}
-
-func noToken() *refusal {
-	return &refusal{status: http.StatusUnauthorized, code: "unauthorized", reason: "no token"}
-}
-
-// ErrNotBearer is returned by BearerToken for another scheme, Basic say: then no
-// bearer token was given.
-var ErrNotBearer = errors.New("authorization is not of the scheme Bearer")
-
-var errBearer = errors.New("malformed bearer token")
-
-// BearerToken takes the token out of the value of an Authorization header. Its
-// error never repeats any of it.
-func BearerToken(value string) (string, error) {
-	value = strings.Trim(value, " \t")
-	scheme, token, _ := strings.Cut(value, " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return "", ErrNotBearer
-	}
-	token = strings.TrimLeft(token, " ")
-	if token == "" {
-		return "", errBearer
-	}
-	for i := range len(token) {
-		// RFC 6750's b64token is narrower, but existing keys are not all of it.
-		if c := token[i]; c <= ' ' || c == ',' || c == 0x7f {
-			return "", errBearer
-		}
-	}
-	return token, nil
-}
-
-// headerError names a header whose value cannot be read.
-type headerError struct {
-	name string
-	err  error
-}
-
-func (e *headerError) Error() string { return fmt.Sprintf("header %s: %s", e.name, e.err) }
-
-var (
-	errTwice = errors.New("is there twice")
-	// The value is not repeated: somebody may have put a token there.
-	errMark = errors.New("want epoch/position, for instance b1946ac92492d234/7-42")
-)
-
-func atLeast(values []string) (event.Mark, error) {
-	switch len(values) {
-	case 0:
-		return event.Mark{}, nil
-	case 1:
-	default:
-		return event.Mark{}, &headerError{HeaderAtLeast, errTwice}
-	}
-	mark, err := event.ParseMark(strings.Trim(values[0], " \t"))
-	if err != nil {
-		return event.Mark{}, &headerError{HeaderAtLeast, errMark}
-	}
-	return mark, nil
 }
 
 type contextKey struct{}
