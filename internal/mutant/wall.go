@@ -33,38 +33,40 @@ const (
 	// What of Go's own source is changed. A Go that reads its clock elsewhere
 	// fails the test of this package.
 	nowReads = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
-	nowSteps = nowReads + "\tsec, nsec = stepWall(sec, nsec, mono)\n"
+	nowSteps = nowReads + "\tsec, nsec = stepWall(sec, nsec)\n"
 )
 
 // stepping is a file of package time.
 const stepping = `package time
 
 import (
-	"sync"
 	"sync/atomic"
 	"syscall"
 )
 
-var (
-	stepOnce    sync.Once
-	stepPath    string
-	stepRead    atomic.Int64 // when the file was read, monotonic
-	stepByFile  atomic.Int64
-	stepByOrder atomic.Int64
-)
+var stepByFile, stepByOrder atomic.Int64
 
 // StepWallClock sets by how much the wall clock of this process is ahead.
 func StepWallClock(ahead Duration) { stepByOrder.Store(int64(ahead)) }
 
-func stepWall(sec int64, nsec int32, mono int64) (int64, int32) {
-	stepOnce.Do(func() { stepPath, _ = syscall.Getenv("` + WallFile + `") })
-	ahead := stepByOrder.Load()
-	if stepPath != "" {
-		if last := stepRead.Load(); mono-last > int64(2*Millisecond) && stepRead.CompareAndSwap(last, mono) {
-			stepByFile.Store(stepFromFile())
-		}
-		ahead += stepByFile.Load()
+// The file is read by a goroutine of its own: the runtime itself calls Now, for
+// channels of timers, on a stack that no system call can be made from.
+func init() {
+	path, ok := syscall.Getenv("` + WallFile + `")
+	if !ok || path == "" {
+		return
 	}
+	stepByFile.Store(stepFromFile(path))
+	go func() {
+		for {
+			Sleep(2 * Millisecond)
+			stepByFile.Store(stepFromFile(path))
+		}
+	}()
+}
+
+func stepWall(sec int64, nsec int32) (int64, int32) {
+	ahead := stepByOrder.Load() + stepByFile.Load()
 	if ahead == 0 {
 		return sec, nsec
 	}
@@ -80,8 +82,8 @@ func stepWall(sec int64, nsec int32, mono int64) (int64, int32) {
 	return sec, int32(sum)
 }
 
-func stepFromFile() (ahead int64) {
-	file, err := syscall.Open(stepPath, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+func stepFromFile(path string) (ahead int64) {
+	file, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
 	}
