@@ -197,6 +197,15 @@ func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 		again = append(again, f)
 	}
 	ended := time.Now()
+	for _, p := range t.w.processes() {
+		if !p.Running() && ctx.Err() == nil {
+			// No fault leaves one behind. It goes on without, to see the rest.
+			t.problem("after %s: %s has ended: %s", name, p.name, p.tail())
+			if err := errors.Join(p.Kill(), p.Start(ctx)); err != nil {
+				t.problem("start %s again: %v", p.name, err)
+			}
+		}
+	}
 	if err := t.w.Fresh(ctx, t.plan.Recovery); err != nil {
 		if ctx.Err() == nil {
 			t.problem("after %s: %v", name, err)
