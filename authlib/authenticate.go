@@ -146,10 +146,11 @@ func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]b
 		return nil, nil, false
 	}
 	if now.Wall >= k.deadline || now.Wall >= o.deadline {
-		if now.Wall >= k.ttl || now.Wall >= o.ttl {
+		// A dead key goes the way of an unknown one, and takes as long.
+		if now.Wall >= k.ttl || now.Wall >= o.ttl || k.verdict(now.Wall) != nil {
 			return nil, nil, false
 		}
-		verdict = verdictOf(k, o, now.Wall)
+		verdict = o.verdict(now.Wall)
 	}
 	a.count.l1Hits.add(random)
 	if verdict != nil {
@@ -186,6 +187,9 @@ func (r *answer) farther(s Source) { r.Source = max(r.Source, s) }
 func (a *Authenticator) load(ctx context.Context, token string, sum [sha256.Size]byte, d demand) (answer, error) {
 	if !a.sendable(token) {
 		return answer{}, a.malformed()
+	}
+	if verdict := a.refusedInMemory(sum, d); verdict != nil {
+		return answer{Result: Result{Source: L1}}, verdict
 	}
 	res, err := a.assemble(ctx, token, sum, d)
 	var out *UnavailableError
@@ -275,6 +279,24 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 	}
 	res.Principal = &k.compose(o).principal
 	return res, nil
+}
+
+// refusedInMemory is the verdict on a key that memory knows to open nothing:
+// the one way for unknown, revoked and expired ones.
+func (a *Authenticator) refusedInMemory(sum [sha256.Size]byte, d demand) error {
+	k := a.keyInMemory(sum, d)
+	if k == nil {
+		return nil
+	}
+	verdict := k.verdict(a.now().UnixNano())
+	switch verdict {
+	case nil:
+	case ErrUnknown:
+		a.count.negativeHits.Add(1)
+	default:
+		a.count.l1Hits.add(rand.Uint32())
+	}
+	return verdict
 }
 
 // keyInMemory gives the key or the negative entry that memory may answer with.

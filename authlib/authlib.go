@@ -68,7 +68,7 @@ func New(cfg Config) (*Authenticator, error) {
 	var err error
 	a.node, err = invalidator.New(cfg.NATS, a.l1, invalidator.Config{
 		Name: cfg.Name, Subjects: cfg.Subjects, Stream: cfg.Stream, Domain: cfg.JetStreamDomain,
-		MaxStaleness: cfg.MaxStaleness, MaxFloors: cfg.MaxFloors, Logger: cfg.Logger,
+		MaxStaleness: cfg.MaxStaleness, MaxFloors: cfg.MaxFloors, Observer: cfg.Observer, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("authlib: %w", err)

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/watch"
 )
 
@@ -48,14 +49,15 @@ type Config struct {
 	// somebody who bypasses the triggers can do. Default 1h.
 	TTL time.Duration
 
-	// NegativeTTL is TTL for "no such key". Default 30s.
+	// NegativeTTL is TTL for what opens nothing: no such key, or one that is
+	// revoked or expired. Default 30s.
 	NegativeTTL time.Duration
 
 	// L1Bytes bounds the memory of L1, by estimate, a quarter of it for
 	// organizations. Default 64 MiB: about 100,000 keys.
 	L1Bytes int64
 
-	// MaxNegative bounds the number of negative entries. Default 50,000.
+	// MaxNegative bounds the number of such entries. Default 50,000.
 	MaxNegative int
 
 	// MaxFloors bounds the memory for what has changed lately: about 90 bytes for
@@ -129,6 +131,10 @@ type Config struct {
 	// UnlinkDurable names the JetStream consumer that the nodes of one Redis
 	// share; two Redis need two names. Default "authfence-unlink".
 	UnlinkDurable string
+
+	// Observer follows what is evicted from L1, and in which order, for caches
+	// beyond this process. Nil: nobody does.
+	Observer invalidator.Observer
 
 	// Logger gets state changes at Info, self-healing at Warn, what needs a
 	// person at Error, single events at Debug. Never a token. Default: none.

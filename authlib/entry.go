@@ -48,7 +48,9 @@ type origin struct {
 // keyEntry is a key in L1. Only what it is composed with changes.
 type keyEntry struct {
 	origin
-	record *keyRecord // nil: there is no such key (a negative entry)
+	record *keyRecord // nil: there is no such key
+	// negative: when it was made, the row opened nothing, or there was none.
+	negative bool
 	// deadline is the first of ttl, expiry and revocation: a hit compares this
 	// one, and looks at the rest once it has passed.
 	deadline int64
@@ -79,7 +81,7 @@ type composition struct {
 func newKeyEntry(r *keyRecord, o origin) *keyEntry {
 	e := &keyEntry{origin: o, record: r, deadline: o.ttl, digest: keyDigest(r)}
 	if r != nil {
-		e.deadline = min(o.ttl, r.ExpiresAt, r.RevokedAt)
+		e.deadline = min(o.ttl, r.end())
 	}
 	return e
 }
@@ -108,8 +110,11 @@ func less(from, to invalidator.Instant, d time.Duration) bool {
 	return uint64(to.Mono-from.Mono) < uint64(d) && uint64(to.Wall-from.Wall) < uint64(d)
 }
 
+// end is when the row itself stops opening anything.
+func (r *keyRecord) end() int64 { return min(r.ExpiresAt, r.RevokedAt) }
+
 // verdict says what the row itself means at a wall clock's time: nil, ErrRevoked
-// or ErrExpired; ErrUnknown for a negative entry.
+// or ErrExpired; ErrUnknown where there is none.
 func (e *keyEntry) verdict(wall int64) error {
 	switch {
 	case e.record == nil:

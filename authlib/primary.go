@@ -406,14 +406,11 @@ func (a *Authenticator) landKeys(batch []*flight, r *reading, lease *invalidator
 		k := r.keys[i]
 		res := result{source: Primary, lease: lease, began: r.began, leased: r.leased}
 		o := origin{began: r.began, leased: r.leased, ttl: a.ttlFrom(now, a.cfg.TTL)}
-		if k == nil {
-			o.ttl = a.ttlFrom(now, a.cfg.NegativeTTL)
-		}
-		res.key = newKeyEntry(k, o)
+		res.key = a.rememberKey(k, o, now)
 		res.admitted = a.fill(r.stamp, f.ref, func() { a.l1.insertKey(f.sum, res.key) })
 		if k != nil {
-			if res.admitted && k.RevokedAt > now.UnixNano() && k.ExpiresAt > now.UnixNano() {
-				a.putL2(f.ref, r, o.ttl, min(k.RevokedAt, k.ExpiresAt), func() []byte { return encodeKey(k) })
+			if res.admitted && !res.key.negative {
+				a.putL2(f.ref, r, res.key.ttl, k.end(), func() []byte { return encodeKey(k) })
 			}
 			if k.OrganizationID != "" {
 				p, done := organizations[k.OrganizationID]
@@ -426,6 +423,22 @@ func (a *Authenticator) landKeys(batch []*flight, r *reading, lease *invalidator
 		}
 		f.land(res)
 	}
+}
+
+// rememberKey makes the entry of a row. What opens nothing is remembered as long
+// and in the same place whether there is no row, or it is revoked or expired: or
+// the time that the next refusal takes would tell a dead key from a wrong guess.
+func (a *Authenticator) rememberKey(k *keyRecord, o origin, now time.Time) *keyEntry {
+	negative := k == nil || k.end() <= now.UnixNano()
+	switch {
+	case negative:
+		o.ttl = min(o.ttl, a.ttlFrom(now, a.cfg.NegativeTTL))
+	case k.end() != never:
+		o.ttl = min(o.ttl, k.end()+int64(jitter(a.cfg.NegativeTTL)))
+	}
+	e := newKeyEntry(k, o)
+	e.negative = negative
+	return e
 }
 
 func (a *Authenticator) landOrganizations(batch []*flight, r *reading, lease *invalidator.Lease) {

@@ -47,7 +47,7 @@ type Stats struct {
 
 	Keys          int // entries in memory, by estimate; those of an older generation included
 	Organizations int
-	Negative      int
+	Negative      int // of what opens nothing
 	Waiting       int // requests waiting for a load
 }
 

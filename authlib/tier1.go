@@ -18,8 +18,9 @@ import (
 // generation is not served, and stays where it is until it is replaced or otter
 // needs its place. A lookup therefore loads the generation before it looks.
 //
-// Negative entries have a cache of their own, so that random tokens cannot push
-// out good keys.
+// Negative entries, those of keys that are revoked or expired among them, have a
+// cache of their own, so that neither random tokens nor a list of dead ones can
+// push out good keys.
 type tier1 struct {
 	keys          *otter.Cache[[32]byte, *keyEntry]
 	negative      *otter.Cache[[32]byte, *keyEntry]
@@ -95,7 +96,7 @@ func (c *tier1) Flush() {
 // of the key: a key is either there or not.
 func (c *tier1) insertKey(sum [32]byte, e *keyEntry) {
 	e.generation = c.keyGeneration.Load()
-	if e.record == nil {
+	if e.negative {
 		c.keys.Invalidate(sum)
 		c.negative.Set(sum, e)
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -35,6 +36,7 @@ type tier2 struct {
 	count   *counters
 
 	writes chan l2Write // bounded; full: dropped
+	warnAt atomic.Int64 // Unix nanoseconds: when to warn again of values that do not open
 }
 
 type l2Write struct {
@@ -242,12 +244,13 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 	r := result{source: L2, leased: true}
 	var insert func()
 	if err == nil {
-		o := origin{leased: true, ttl: a.ttlFrom(a.now(), a.cfg.TTL)}
+		now := a.now()
+		o := origin{leased: true, ttl: a.ttlFrom(now, a.cfg.TTL)}
 		o.ttl = min(o.ttl, time.Unix(body.Until, 0).UnixNano())
 		if f.ref.Kind == event.APIKey {
 			var record *keyRecord
 			if record, err = decodeKey(body.Row); err == nil {
-				r.key = newKeyEntry(record, o)
+				r.key = a.rememberKey(record, o, now)
 				insert = func() { a.l1.insertKey(f.sum, r.key) }
 			}
 		} else {
@@ -261,7 +264,12 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 	switch {
 	case errors.Is(err, errL2Unopened):
 		a.count.l2Unopened.Add(1)
-		a.log.WarnContext(ctx, "value in redis does not open", "ref", f.ref.Short())
+		// Not once for each: a key that some nodes lack yet makes thousands.
+		if now := a.now().UnixNano(); now >= a.l2.warnAt.Load() {
+			a.l2.warnAt.Store(now + int64(10*time.Second))
+			a.log.WarnContext(ctx, "value in redis does not open: sealed with a key that this node lacks, or tampered with",
+				"ref", f.ref.Short(), "unopened", a.count.l2Unopened.Load())
+		}
 		return false
 	case err != nil:
 		a.count.l2Foreign.Add(1)

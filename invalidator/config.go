@@ -61,6 +61,9 @@ type Config struct {
 	// not fit is dropped and replayed from the stream. Default 4,096.
 	Queue int
 
+	// Observer follows what the node does to its cache. Nil: nobody does.
+	Observer Observer
+
 	// Logger gets the node's story. Default: discard.
 	Logger *slog.Logger
 }

@@ -54,12 +54,16 @@ func New(nc *nats.Conn, cache Cache, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("invalidator: %w", err)
 	}
-	return &Node{
+	n := &Node{
 		nc: nc, js: js, cfg: cfg,
 		log:   cfg.Logger.With("node", cfg.Name),
 		state: newState(cache, cfg.MaxFloors),
 		now:   func() Instant { return InstantOf(time.Now()) },
-	}, nil
+	}
+	if cfg.Observer != nil {
+		n.state.observer = cfg.Observer
+	}
+	return n, nil
 }
 
 // Name is the node's name in leases and barriers.
@@ -97,6 +101,11 @@ func (n *Node) AtLeast(m event.Mark) bool {
 	at := n.state.mark()
 	return at.Epoch == m.Epoch && !at.Position.Less(m.Position)
 }
+
+// Snapshot is Lease and Applied of one moment, for who keeps the time for a cache
+// that follows this node: such a cache has to have followed up to the mark before
+// it may live by the lease.
+func (n *Node) Snapshot() (event.Mark, *Lease) { return n.state.snapshot() }
 
 // Await returns nil once the node holds a lease, and ctx's error if that does
 // not come about before ctx ends.

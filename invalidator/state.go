@@ -16,6 +16,19 @@ type Cache interface {
 	Flush()                              // everything, negative entries included (rule 14)
 }
 
+// Observer is told what a node did, in order: for caches beyond this process
+// that follow it. Its methods are called under the node's lock, as those of
+// [Cache], right after the mark has moved.
+type Observer interface {
+	Applied(ev event.Event) // what ev names was evicted; ev is not to be changed
+	Reset(at event.Mark)    // everything was evicted; history begins anew at this mark (rule 14)
+}
+
+type nobody struct{}
+
+func (nobody) Applied(event.Event) {}
+func (nobody) Reset(event.Mark)    {}
+
 // Stamp is what a node was at when a read of the primary began (rule 16).
 type Stamp struct {
 	Generation uint64
@@ -35,6 +48,7 @@ type state struct {
 
 	mu           sync.Mutex
 	cache        Cache
+	observer     Observer
 	generation   uint64
 	history      history
 	fillsRefused uint64
@@ -42,7 +56,7 @@ type state struct {
 }
 
 func newState(cache Cache, maxFloors int) *state {
-	s := &state{maxFloors: maxFloors, cache: cache, generation: 1}
+	s := &state{maxFloors: maxFloors, cache: cache, observer: nobody{}, generation: 1}
 	s.history = newHistory(0, event.Position{}, maxFloors) // rule 15
 	s.lease.Store(overLease)
 	s.markLocked()
@@ -62,6 +76,7 @@ func (s *state) apply(ev event.Event) verdict {
 	if v == verdictNext {
 		s.history.apply(ev, s.evictLocked)
 		s.markLocked()
+		s.observer.Applied(ev)
 	}
 	return v
 }
@@ -116,6 +131,7 @@ func (s *state) adopt(h history, lease *Lease) bool {
 		s.lease.Store(lease) // of another epoch: even if the old one ran longer
 	}
 	s.markLocked()
+	s.observer.Reset(s.mark())
 	return true
 }
 
@@ -134,6 +150,12 @@ func (s *state) stamp() Stamp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Stamp{Generation: s.generation, Epoch: s.history.epoch, Position: s.history.applied}
+}
+
+func (s *state) snapshot() (event.Mark, *Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mark(), s.lease.Load()
 }
 
 func (s *state) mark() event.Mark { return *s.applied.Load() }

@@ -2,6 +2,7 @@ package invalidator
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -376,5 +377,48 @@ func TestState_MarkIsNeverAheadOfTheEviction(t *testing.T) {
 	readers.Wait()
 	if want := at(pos(terms+1, terms*events)); s.mark() != want {
 		t.Errorf("the mark is %s, want %s", s.mark(), want)
+	}
+}
+
+// follower is a cache beyond the process: what it holds is as old as the last
+// thing that it was told.
+type follower struct {
+	s    *state
+	told []string
+	bad  []string
+}
+
+func (f *follower) Applied(ev event.Event) {
+	f.tell("applied", event.Mark{Epoch: ev.Epoch, Position: ev.Position})
+}
+func (f *follower) Reset(at event.Mark) { f.tell("reset", at) }
+
+func (f *follower) tell(what string, at event.Mark) {
+	f.told = append(f.told, what+" "+at.Position.String())
+	if f.s.mark() != at {
+		f.bad = append(f.bad, fmt.Sprintf("%s at %s was told while the mark was %s", what, at, f.s.mark()))
+	}
+}
+
+func TestState_ObserverIsToldInOrderAndNothingElse(t *testing.T) {
+	s := newState(newCache(), 1000)
+	f := &follower{s: s}
+	s.observer = f
+	s.reset(at(pos(1, 5)), leaseAt(1))
+	a := organizations("a")
+	applied(t, s, ev(pos(1, 5), pos(1, 6), a), ev(pos(1, 6), pos(2, 1), a))
+	s.apply(ev(pos(1, 6), pos(2, 1), a)) // a repetition
+	s.apply(ev(pos(2, 7), pos(2, 8), a)) // a gap
+	s.grant(at(pos(2, 1)), leaseAt(2))
+	if s.reset(at(pos(2, 1)), leaseAt(3)) { // not forward
+		t.Error("a reset in place was done")
+	}
+	s.reset(at(pos(2, 9)), leaseAt(3))
+	want := []string{"reset 1-5", "applied 1-6", "applied 2-1", "reset 2-9"}
+	if !slices.Equal(f.told, want) || len(f.bad) > 0 {
+		t.Errorf("told %q, want %q; %q", f.told, want, f.bad)
+	}
+	if mark, lease := s.snapshot(); mark != at(pos(2, 9)) || !lease.Valid(Instant{Mono: 4e9, Wall: 4e9}) {
+		t.Errorf("snapshot: %s, %+v", mark, lease)
 	}
 }
