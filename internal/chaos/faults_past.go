@@ -176,25 +176,25 @@ func (w *World) wentBack(lost map[*row]int) error {
 // caughtUp waits until the standby has all that is committed.
 func caughtUp(ctx context.Context, primary, standby *testenv.Postgres) error {
 	var position string
-	if err := ask(ctx, primary, "SELECT pg_current_wal_lsn()::text", &position); err != nil {
+	if err := query(ctx, primary, "SELECT pg_current_wal_lsn()::text", &position); err != nil {
 		return err
 	}
 	return Eventually(ctx, time.Minute, "the standby has caught up", func(ctx context.Context) bool {
 		var there bool
-		return ask(ctx, standby, "SELECT pg_last_wal_replay_lsn() >= '"+position+"'", &there) == nil && there
+		return query(ctx, standby, "SELECT pg_last_wal_replay_lsn() >= '"+position+"'", &there) == nil && there
 	})
 }
 
 // silence has a standby hear nothing any more.
 func silence(ctx context.Context, standby *testenv.Postgres) error {
 	for _, statement := range []string{"ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"} {
-		if err := ask(ctx, standby, statement, nil); err != nil {
+		if err := query(ctx, standby, statement, nil); err != nil {
 			return err
 		}
 	}
 	return Eventually(ctx, 30*time.Second, "the standby hears nothing", func(ctx context.Context) bool {
 		var receivers int
-		return ask(ctx, standby, "SELECT count(*) FROM pg_stat_wal_receiver", &receivers) == nil && receivers == 0
+		return query(ctx, standby, "SELECT count(*) FROM pg_stat_wal_receiver", &receivers) == nil && receivers == 0
 	})
 }
 
@@ -202,6 +202,6 @@ func silence(ctx context.Context, standby *testenv.Postgres) error {
 func (w *World) leftRecovery(ctx context.Context) error {
 	return Eventually(ctx, time.Minute, "postgres has left recovery", func(ctx context.Context) bool {
 		recovering := true
-		return ask(ctx, w.Postgres, "SELECT pg_is_in_recovery()", &recovering) == nil && !recovering
+		return query(ctx, w.Postgres, "SELECT pg_is_in_recovery()", &recovering) == nil && !recovering
 	})
 }

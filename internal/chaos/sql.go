@@ -10,9 +10,9 @@ import (
 	"github.com/authfence/authfence/internal/testenv"
 )
 
-// ask runs one statement on a server, straight, and scans its first column
+// query runs one statement on a server, straight, and scans its first column
 // unless into is nil.
-func ask(ctx context.Context, server *testenv.Postgres, statement string, into any) (err error) {
+func query(ctx context.Context, server *testenv.Postgres, statement string, into any) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, server.URL(database))
