@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string) error {
 	config := authlib.Config{
 		Name: args[1], Pool: pool, NATS: nc, Logger: log,
 		// Bounds that a soak reaches soon, so that what grows after that is a leak.
-		MaxNegative: 2_000, MaxFloors: 20_000, L1Bytes: 8 << 20,
+		MaxNegative: 1_000, MaxFloors: 2_000, L1Bytes: 8 << 20,
 		LoadTimeout: 10 * time.Second, // a busy machine is not what is tested
 	}
 	if url := os.Getenv("AUTHFENCE_REDIS_URL"); url != "" {
