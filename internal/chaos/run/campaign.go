@@ -29,6 +29,7 @@ type settings struct {
 	bulk         int
 	race, keep   bool
 	dir          string
+	binaries     string
 }
 
 func parse(args []string) (s settings, err error) {
@@ -47,6 +48,7 @@ func parse(args []string) (s settings, err error) {
 	flags.BoolVar(&s.race, "race", false, "build the processes with the race detector")
 	flags.BoolVar(&s.keep, "keep", false, "keep logs and answers also of a good run")
 	flags.StringVar(&s.dir, "dir", "", "where logs and answers go (default: a temporary directory)")
+	flags.StringVar(&s.binaries, "binaries", "", "directory of an earlier run whose binaries are used again, for one's own iterations (default: build)")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
@@ -103,7 +105,14 @@ func campaign(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	fmt.Printf("chaos: seed %d, %s; the same faults again: %s\n", s.seed, s.length, s.again())
-	binaries, err := chaos.Build(ctx, s.dir, mutant.Build{Race: s.race, WallClock: true}, chaos.Binaries{})
+	var binaries chaos.Binaries
+	if s.binaries != "" {
+		binaries = chaos.Binaries{
+			Authfence: filepath.Join(s.binaries, "authfence"), Chaos: filepath.Join(s.binaries, "run"), NATS: filepath.Join(s.binaries, "nats-server"),
+			WallClock: true,
+		}
+	}
+	binaries, err = chaos.Build(ctx, s.dir, mutant.Build{Race: s.race, WallClock: true}, binaries)
 	if err != nil {
 		return err
 	}
