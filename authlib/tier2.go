@@ -260,6 +260,12 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 				insert = func() { a.l1.insertOrganization(f.ref.ID, r.organization, nil) }
 			}
 		}
+		// By a slower clock than ours it has not ended yet. It would never be in
+		// memory, and every request would go to Redis for it; and what a dead key
+		// gets is to come from the primary.
+		if err == nil && (o.ttl <= now.UnixNano() || (r.key != nil && r.key.negative)) {
+			err = errL2Foreign
+		}
 	}
 	switch {
 	case errors.Is(err, errL2Unopened):
