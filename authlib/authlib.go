@@ -38,6 +38,7 @@ type Authenticator struct {
 
 	catalog atomic.Pointer[watch.Catalog]
 	sql     atomic.Pointer[queries]
+	mapping atomic.Pointer[mappingVerdict]
 	vouched atomic.Pointer[invalidator.Instant] // when a lease was last seen in force
 	failing atomic.Bool                         // the primary did not answer the last time
 	ran     atomic.Bool
@@ -238,14 +239,16 @@ func (a *Authenticator) outage(ctx context.Context, err error) {
 type Status struct {
 	Node    invalidator.Status
 	Mapped  bool // the mapping was found to fit the database
+	Watched bool // the triggers watched all that it reads, when rows were read last
 	Failing bool // the primary did not answer the last query
 	Stats   Stats
 }
 
 // Status takes a snapshot; once a second is fine, once a request is not.
 func (a *Authenticator) Status() Status {
+	mapping := a.mapping.Load()
 	return Status{
-		Node: a.node.Status(), Mapped: a.catalog.Load() != nil,
+		Node: a.node.Status(), Mapped: a.catalog.Load() != nil, Watched: mapping != nil && mapping.fits,
 		Failing: a.failing.Load(), Stats: a.Stats(),
 	}
 }

@@ -142,10 +142,15 @@ func (a *Authenticator) readOnce(ctx context.Context, catalog *watch.Catalog, ki
 	}
 	// Positions of one history say nothing of rows of another: a pool that still
 	// reaches the old primary after a failover, or a node that has not heard of
-	// the new epoch yet. Only its own read may speak for such a row.
+	// the new epoch yet. Nor do they say anything of columns that no trigger
+	// watches. Only its own read may speak for such a row.
 	r.leased = from.epoch == r.stamp.Epoch
 	if !r.leased {
 		a.count.foreignEpoch.Add(1)
+	}
+	if !a.watched(ctx, conn, from.watched) {
+		a.count.unwatched.Add(1)
+		r.leased = false
 	}
 	return r, false, nil
 }
@@ -154,10 +159,11 @@ func (a *Authenticator) readOnce(ctx context.Context, catalog *watch.Catalog, ki
 type origins struct {
 	standby bool
 	epoch   event.Epoch
+	watched string // digest of what the triggers are installed for
 }
 
-func (o *origins) add(standby bool, epoch *string) error {
-	o.standby = o.standby || standby
+func (o *origins) add(standby bool, epoch, watched *string) error {
+	o.standby, o.watched = o.standby || standby, text(watched)
 	if epoch == nil || *epoch == "" {
 		return nil // no listener has been here yet
 	}
@@ -184,15 +190,15 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 	from := &origins{}
 	for rows.Next() {
 		var (
-			id, organization, permissions, loaded, orgLoaded, epoch *string
-			expires, revoked, suspended                             *time.Time
-			found, standby                                          bool
+			id, organization, permissions, loaded, orgLoaded, epoch, watched *string
+			expires, revoked, suspended                                      *time.Time
+			found, standby                                                   bool
 		)
 		if err := rows.Scan(nil, &id, &organization, &expires, &revoked, &permissions, &loaded,
-			&found, &suspended, &orgLoaded, &standby, &epoch); err != nil {
+			&found, &suspended, &orgLoaded, &standby, &epoch, &watched); err != nil {
 			return nil, err
 		}
-		if err := from.add(standby, epoch); err != nil {
+		if err := from.add(standby, epoch, watched); err != nil {
 			return nil, err
 		}
 		var k *keyRecord
@@ -239,12 +245,13 @@ func (a *Authenticator) queryOrganizations(ctx context.Context, conn *pgxpool.Co
 			found, standby bool
 			suspended      *time.Time
 			loaded, epoch  *string
+			watched        *string
 			o              *organizationRecord
 		)
-		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch); err != nil {
+		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch, &watched); err != nil {
 			return nil, err
 		}
-		if err := from.add(standby, epoch); err != nil {
+		if err := from.add(standby, epoch, watched); err != nil {
 			return nil, err
 		}
 		if found {

@@ -27,6 +27,7 @@ type Stats struct {
 	LargestBatch uint64
 	Standby      uint64 // queries that a standby answered
 	ForeignEpoch uint64 // queries answered in another epoch than the node's
+	Unwatched    uint64 // queries of columns that the triggers do not watch: see Status.Watched
 
 	Fills        uint64 // entries put into L1 from the primary
 	FillsRefused uint64 // results that rule 16 kept out of L1
@@ -34,7 +35,7 @@ type Stats struct {
 	L2Reads    uint64 // refs asked of Redis
 	L2Refused  uint64 // values that rule 18 kept out
 	L2Unopened uint64 // values that did not open: another key, or tampered with
-	L2Foreign  uint64 // values of another mapping or version, or unreadable
+	L2Foreign  uint64 // values of another mapping or version, unreadable, or past their end
 	L2Errors   uint64 // pipelines that failed or timed out
 	L2Writes   uint64
 	L2Dropped  uint64 // writes dropped: queue full, breaker open, or failed
@@ -59,8 +60,8 @@ type counters struct {
 	l2Hits, loads, negativeHits, staleServed, unavailable atomic.Uint64
 	malformed, abandoned, shed, joined, roundsLost        atomic.Uint64
 
-	queries, queryErrors, queriedRefs, largestBatch, standby, foreignEpoch atomic.Uint64
-	fills, fillsRefused                                                    atomic.Uint64
+	queries, queryErrors, queriedRefs, largestBatch, standby, foreignEpoch, unwatched atomic.Uint64
+	fills, fillsRefused                                                               atomic.Uint64
 
 	l2Reads, l2Refused, l2Unopened, l2Foreign, l2Errors, l2Writes, l2Dropped atomic.Uint64
 
@@ -106,7 +107,7 @@ func (a *Authenticator) Stats() Stats {
 		Joined: c.joined.Load(), RoundsLost: c.roundsLost.Load(),
 
 		Queries: c.queries.Load(), QueryErrors: c.queryErrors.Load(), QueriedRefs: c.queriedRefs.Load(),
-		LargestBatch: c.largestBatch.Load(), Standby: c.standby.Load(), ForeignEpoch: c.foreignEpoch.Load(),
+		LargestBatch: c.largestBatch.Load(), Standby: c.standby.Load(), ForeignEpoch: c.foreignEpoch.Load(), Unwatched: c.unwatched.Load(),
 
 		Fills: c.fills.Load(), FillsRefused: c.fillsRefused.Load(),
 

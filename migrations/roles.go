@@ -46,6 +46,7 @@ func (r *run) grantRoles(ctx context.Context) error {
 			`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
 				authfence.trigger_check(), authfence.trigger_fingerprint() TO authfence_listener`,
 			`GRANT SELECT (epoch) ON authfence.relay TO authfence_node`,
+			`GRANT SELECT (kind, mapping) ON authfence.watched TO authfence_node`,
 		); err != nil {
 			return err
 		}

@@ -109,7 +109,7 @@ notify: off
 
 // reference makes the tables that DefaultConfig maps, and the one row of authfence that the queries read.
 const reference = `
-	CREATE SCHEMA authfence; CREATE TABLE authfence.relay (epoch text); INSERT INTO authfence.relay VALUES ('00000000000000aa');
+	CREATE SCHEMA authfence; CREATE TABLE authfence.watched (kind text, mapping text); CREATE TABLE authfence.relay (epoch text); INSERT INTO authfence.relay VALUES ('00000000000000aa');
 	CREATE TABLE organizations (id uuid PRIMARY KEY, name text, suspended_at timestamptz, hmac_key text);
 	CREATE TABLE api_keys (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), organization_id uuid, key_hash bytea UNIQUE, name text, permissions jsonb,
 		expires_at timestamptz, revoked_at timestamptz);`
@@ -210,6 +210,7 @@ type keyRow struct {
 	organizationLoaded   *string
 	recovery             bool
 	epoch                string
+	watched              *string
 }
 
 func keyRows(t *testing.T, conn *pgx.Conn, config watch.Config, asked any) []keyRow {
@@ -224,7 +225,7 @@ func keyRows(t *testing.T, conn *pgx.Conn, config watch.Config, asked any) []key
 	}
 	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r keyRow, err error) {
 		err = row.Scan(&r.key, &r.id, &r.organization, &r.expiresAt, &r.revokedAt, &r.permissions, &r.loaded,
-			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch)
+			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch, &r.watched)
 		return r, err
 	})
 	if err != nil {
@@ -328,7 +329,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 	}
 	for asked, want := range map[string]bool{"ACME": true, "acme": false} {
 		var found bool
-		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil); err != nil || found != want {
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil, nil); err != nil || found != want {
 			t.Errorf("organization %s: found %t, %v", asked, found, err)
 		}
 	}
@@ -339,7 +340,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 		want      bool
 	}{{"a", "right", true}, {"A", "right", false}, {"a", "rotated away", false}, {"b", "right", false}, {"none", "right", false}} {
 		var id *string
-		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
+		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err != nil || (id != nil) != c.want {
 			t.Errorf("audit of %s as %q: found %t, %v", c.id, c.token, id != nil, err)
 		}
@@ -390,6 +391,7 @@ func TestOrganizationQuery_OneRowForEachAsked(t *testing.T) {
 		Loaded      *string
 		Recovery    bool
 		Epoch       string
+		Watched     *string
 	}
 	got, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	if err != nil || len(got) != 2 {
@@ -400,6 +402,39 @@ func TestOrganizationQuery_OneRowForEachAsked(t *testing.T) {
 	}
 	if !got[1].Found || *got[1].Loaded != `{"name": "acme"}` || got[1].SuspendedAt != nil || got[1].Recovery {
 		t.Errorf("there: %+v", got[1])
+	}
+}
+
+func TestUnwatched_NamesWhatTheTriggersDoNotSee(t *testing.T) {
+	t.Parallel()
+	conn := database(t, reference+`INSERT INTO authfence.watched VALUES
+		('api_key', '{"table":"public.api_keys","ref":"key_hash","key_format":"sha256_bytea","relevant":["expires_at","id","key_hash","name","note","organization_id","permissions","revoked_at"]}'),
+		('organization', '{"table":"public.organizations","ref":"id","key_format":"","relevant":["id","name","suspended_at"]}')`)
+	var digest, installed string
+	if err := conn.QueryRow(deadline(t), watch.WatchedQuery()).Scan(&digest, &installed); err != nil {
+		t.Fatal(err)
+	}
+	if rows := keyRows(t, conn, watch.DefaultConfig(), [][]byte{{1}}); rows[0].watched == nil || *rows[0].watched != digest {
+		t.Errorf("the row says %v, the query %s", rows[0].watched, digest)
+	}
+	for want, change := range map[string]func(*watch.Config){
+		"": func(*watch.Config) {},
+		`watch.organization: column "plan" is read and not watched`: func(c *watch.Config) { c.Organization.Load = append(c.Organization.Load, "plan") },
+		"watch.api_key.table: public.keys is read":                  func(c *watch.Config) { c.APIKey.Table = "keys" },
+		`refs are made from column "key_hash" (sha256_bytea), not`:  func(c *watch.Config) { c.APIKey.KeyFormat = watch.SHA256Hex },
+	} {
+		config := watch.DefaultConfig()
+		change(&config)
+		found, err := config.Unwatched(installed)
+		if err != nil || len(found) != min(len(want), 1) || !strings.Contains(strings.Join(found, "\n"), want) {
+			t.Errorf("%v, %v; want %q", found, err, want)
+		}
+	}
+	if found, err := watch.DefaultConfig().Unwatched(""); err != nil || len(found) != 2 {
+		t.Errorf("nothing installed: %v, %v", found, err)
+	}
+	if _, err := watch.DefaultConfig().Unwatched("no JSON"); err == nil {
+		t.Error("no JSON passes")
 	}
 }
 
