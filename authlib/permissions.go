@@ -3,6 +3,7 @@ package authlib
 import (
 	"encoding/json"
 	"slices"
+	"unicode/utf16"
 )
 
 // Wildcard stands, in the permissions of a key, for every resource or for every
@@ -77,6 +78,45 @@ func (p Permissions) Resources() []string {
 // Actions lists the actions granted on a resource as written, without what a
 // wildcard resource adds. The slice is the caller's own.
 func (p Permissions) Actions(resource string) []string { return slices.Clone(p.resources[resource]) }
+
+// JSON is the grants as a JSON object of printable ASCII, so that it fits into a
+// header; resources and actions are sorted.
+func (p Permissions) JSON() string {
+	b := []byte{'{'}
+	for i, resource := range p.Resources() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendASCII(b, resource), ':', '[')
+		for j, action := range p.resources[resource] {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = appendASCII(b, action)
+		}
+		b = append(b, ']')
+	}
+	return string(append(b, '}'))
+}
+
+// appendASCII appends a JSON string.
+func appendASCII(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b = append(b, '\\', byte(r))
+		case r >= ' ' && r <= '~':
+			b = append(b, byte(r))
+		default:
+			for _, u := range utf16.AppendRune(nil, r) {
+				b = append(b, '\\', 'u', hex[u>>12], hex[u>>8&15], hex[u>>4&15], hex[u&15])
+			}
+		}
+	}
+	return append(b, '"')
+}
 
 // bytes is about what p takes in memory, for the weight of an entry.
 func (p Permissions) bytes() int {

@@ -1,0 +1,184 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/authfence/authfence/authlib"
+)
+
+// The headers of an answer, and of what a request must be allowed to do.
+const (
+	headerKeyID          = "X-Authfence-Key-Id"
+	headerOrganizationID = "X-Authfence-Organization-Id"
+	headerPermissions    = "X-Authfence-Permissions"
+	headerSource         = "X-Authfence-Source"
+	headerPosition       = "X-Authfence-Position"
+	headerExpiresAt      = "X-Authfence-Expires-At"
+	headerStale          = "X-Authfence-Stale"
+
+	headerResource = "X-Authfence-Resource"
+	headerAction   = "X-Authfence-Action"
+)
+
+// Identity is every header that says who a request comes from: a proxy clears
+// them in what its clients send.
+func Identity() []string {
+	return []string{headerKeyID, headerOrganizationID, headerPermissions, headerSource, headerPosition, headerExpiresAt, headerStale}
+}
+
+// noStore and the like are shared by answers: net/http reads them and no more.
+var (
+	noStore  = []string{"no-store"}
+	noBody   = []string{"0"}
+	isTrue   = []string{"true"}
+	bySource = [...][]string{{"none"}, {"l1"}, {"l2"}, {"primary"}}
+	isJSON   = []string{"application/json"}
+	unpaired = &authlib.Refusal{Status: http.StatusBadRequest, Code: "invalid_request", Reason: "resource without action",
+		Detail: "resource and action come in pairs: want for instance ?resource=invoices&action=write"}
+)
+
+func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
+	asked := asked{header: r.Header}
+	if r.URL.Path == authenticatePath && r.URL.RawQuery != "" {
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			g.refuse(w, r, &authlib.Refusal{Status: http.StatusBadRequest, Code: "invalid_request", Reason: "malformed query", Detail: "the query cannot be read"})
+			return
+		}
+		asked.query = query
+	}
+	res, refused := g.admit(r.Context(), asked)
+	if refused != nil {
+		g.refuse(w, r, refused)
+		return
+	}
+	h := w.Header()
+	p := res.Principal
+	h["Cache-Control"] = noStore
+	h[headerKeyID] = []string{printable(p.KeyID())}
+	h[headerOrganizationID] = []string{printable(p.OrganizationID())}
+	h[headerPermissions] = []string{p.Permissions().JSON()}
+	h[headerSource] = bySource[res.Source&3]
+	if !res.Position.IsZero() {
+		h[headerPosition] = []string{res.Position.String()}
+	}
+	if at, ok := p.ExpiresAt(); ok {
+		h[headerExpiresAt] = []string{at.Format(time.RFC3339Nano)}
+	}
+	if res.Stale {
+		h[headerStale] = isTrue
+	}
+	if asked.query.Get("body") != "json" {
+		h["Content-Length"] = noBody
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	h["Content-Type"] = isJSON
+	_ = json.NewEncoder(w).Encode(answerOf(res)) // the caller went away
+}
+
+func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, refused *authlib.Refusal) {
+	g.cfg.Logger.DebugContext(r.Context(), "request refused", "status", refused.Status, "reason", refused.Reason)
+	refused.Write(w, g.cfg.Realm)
+}
+
+// asked is what one request wants to know.
+type asked struct {
+	header http.Header
+	query  url.Values
+}
+
+// admit is the whole of an authentication but its form.
+func (g *Gateway) admit(ctx context.Context, asked asked) (authlib.Result, *authlib.Refusal) {
+	token, refused := authlib.TokenOf(asked.header, g.cfg.Header)
+	if refused != nil {
+		// RFC 6750 wants 400 for a malformed one. nginx makes a 500 of that, for
+		// which a server would be blamed.
+		refused.Status = http.StatusUnauthorized
+		return authlib.Result{}, refused
+	}
+	demand, refused := demandOf(asked.header)
+	if refused != nil {
+		return authlib.Result{}, refused
+	}
+	res, err := g.cfg.Authenticator.AuthenticateWith(ctx, token, demand)
+	if err != nil {
+		return res, authlib.RefusalOf(err)
+	}
+	for _, pair := range [][2][]string{
+		{asked.query["resource"], asked.query["action"]},
+		{asked.header[headerResource], asked.header[headerAction]},
+	} {
+		if refused := require(res.Principal, pair[0], pair[1]); refused != nil {
+			return authlib.Result{}, refused
+		}
+	}
+	return res, nil
+}
+
+func demandOf(h http.Header) (authlib.Request, *authlib.Refusal) {
+	mark, refused := authlib.AtLeastOf(h)
+	return authlib.Request{AtLeast: mark}, refused
+}
+
+func require(p *authlib.Principal, resources, actions []string) *authlib.Refusal {
+	if len(resources) != len(actions) {
+		return unpaired
+	}
+	for i := range resources {
+		if !p.Can(resources[i], actions[i]) {
+			return authlib.GrantMissing()
+		}
+	}
+	return nil
+}
+
+// answer is the JSON of one authentication.
+type answer struct {
+	KeyID               string            `json:"key_id"`
+	OrganizationID      string            `json:"organization_id"`
+	Permissions         json.RawMessage   `json:"permissions"`
+	ExpiresAt           *time.Time        `json:"expires_at,omitempty"`
+	Columns             map[string]string `json:"columns,omitempty"`
+	OrganizationColumns map[string]string `json:"organization_columns,omitempty"`
+	Source              string            `json:"source"`
+	Position            string            `json:"position,omitempty"`
+	Stale               bool              `json:"stale,omitempty"`
+}
+
+func answerOf(res authlib.Result) *answer {
+	p := res.Principal
+	a := &answer{
+		KeyID: p.KeyID(), OrganizationID: p.OrganizationID(), Permissions: json.RawMessage(p.Permissions().JSON()),
+		Source: res.Source.String(), Stale: res.Stale,
+		Columns: make(map[string]string), OrganizationColumns: make(map[string]string),
+	}
+	if at, ok := p.ExpiresAt(); ok {
+		a.ExpiresAt = &at
+	}
+	if !res.Position.IsZero() {
+		a.Position = res.Position.String()
+	}
+	for name, text := range p.Columns() {
+		a.Columns[name] = text
+	}
+	for name, text := range p.OrganizationColumns() {
+		a.OrganizationColumns[name] = text
+	}
+	return a
+}
+
+// printable is an id as a header may hold it.
+func printable(id string) string {
+	for i := range len(id) {
+		if c := id[i]; c <= ' ' || c > '~' || c == '%' {
+			return strings.ReplaceAll(url.QueryEscape(id), "+", "%20")
+		}
+	}
+	return id
+}
