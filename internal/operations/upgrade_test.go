@@ -3,10 +3,17 @@ package operations
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+
 	"github.com/authfence/authfence/authlib"
+	"github.com/authfence/authfence/barrier"
+	"github.com/authfence/authfence/event"
 )
 
 // TestRollingUpgrade replaces every process by one of the next release, which
@@ -95,6 +102,79 @@ func TestRollingUpgrade(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRollingUpgrade_ChangedMapping deploys a column that principals carry from
+// now on, nodes before the migration: in between the triggers do not watch it.
+// The new node is a plain cache until they do, and not wrong for longer than that
+// allows; the old ones notice nothing but the fresh epoch.
+func TestRollingUpgrade_ChangedMapping(t *testing.T) {
+	ctx := within(t)
+	s, b := site(t, nil), current.binaries(t)
+	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+	must[*Process](t)(s.Listen(ctx, b, "listen"))
+	old := must[*Process](t)(s.Node(ctx, b, "old"))
+	check(t, old.Fresh(ctx))
+	conn, err := pgx.Connect(ctx, s.PostgresURL)
+	check(t, err)
+	defer conn.Close(context.WithoutCancel(ctx))
+	exec := func(sql string) {
+		t.Helper()
+		_, err := conn.Exec(ctx, sql)
+		check(t, err)
+	}
+	exec(`ALTER TABLE organizations ADD COLUMN plan text NOT NULL DEFAULT 'free';
+		INSERT INTO organizations (name) VALUES ('planned');
+		INSERT INTO api_keys (organization_id, key_hash, name) SELECT id, sha256('af_planned'), '0' FROM organizations WHERE name = 'planned'`)
+	up := must[*Process](t)(s.Node(ctx, b, "new", "OPERATIONS_LOAD=plan"))
+	check(t, up.Fresh(ctx))
+	load.Serve(old, up)
+	load.Start(ctx)
+	plan := func() string {
+		t.Helper()
+		status, body, err := load.askNode(up, "af_planned", nil)
+		if err != nil || status != 200 {
+			t.Fatalf("ask: %d, %v", status, err)
+		}
+		return body["plan"]
+	}
+	if p := plan(); p != "free" {
+		t.Fatalf("the plan is %q", p)
+	}
+	exec(`UPDATE organizations SET plan = 'paid' WHERE name = 'planned'`)
+	committed := time.Now()
+	check(t, up.Until(ctx, "telling the new plan", func(context.Context) bool {
+		begun := time.Now()
+		p := plan()
+		if p == "free" && begun.Sub(committed) > MaxStaleness {
+			t.Errorf("the old plan was told to a request begun %v after the commit", begun.Sub(committed))
+		}
+		return p == "paid"
+	}))
+	if status := must[authlib.Status](t)(up.NodeStatus(ctx)); status.Watched || status.Stats.Unwatched == 0 {
+		t.Errorf("the new node does not know that a column is not watched: %+v", status)
+	}
+
+	config := filepath.Join(s.Dir, "authfence.yaml")
+	check(t, os.WriteFile(config, []byte("watch: {organization: {table: organizations, id: id, suspended_at: suspended_at, load: [name, plan]}}\n"), 0o600))
+	check(t, s.Run(ctx, b, "migrate", "up", "--config", config))
+	check(t, up.Until(ctx, "watched", func(ctx context.Context) bool {
+		status, err := up.NodeStatus(ctx)
+		return err == nil && status.Watched && status.Node.Stats.ResetsEpoch == 1
+	}))
+	settle(t, ctx, load)
+	plan()
+	exec(`UPDATE organizations SET plan = 'gone' WHERE name = 'planned'`)
+	nc, err := nats.Connect(s.NATS.URL())
+	check(t, err)
+	defer nc.Close()
+	must[event.Receipt](t)(barrier.Wait(ctx, nc, event.Subjects{}))
+	if p := plan(); p != "gone" {
+		t.Errorf("after the receipt the plan is %q", p)
+	}
+	v := load.Stop()
+	judge(t, v)
+	exercised(t, v)
 }
 
 // settle lets the load go on until it has been through a few receipts and some

@@ -24,6 +24,7 @@ import (
 
 	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/listener"
+	"github.com/authfence/authfence/watch"
 )
 
 func main() {
@@ -72,6 +73,10 @@ func run(ctx context.Context, args []string) error {
 		// Bounds that a soak reaches soon, so that what grows after that is a leak.
 		MaxNegative: 1_000, MaxFloors: 2_000, L1Bytes: 8 << 20,
 		LoadTimeout: 10 * time.Second, // a busy machine is not what is tested
+	}
+	if column := os.Getenv("OPERATIONS_LOAD"); column != "" {
+		config.Watch = watch.DefaultConfig()
+		config.Watch.Organization.Load = append(config.Watch.Organization.Load, column)
 	}
 	if url := os.Getenv("AUTHFENCE_REDIS_URL"); url != "" {
 		parsed, err := redis.ParseURL(url)
@@ -128,7 +133,11 @@ func who(w http.ResponseWriter, r *http.Request) {
 	p, _ := authlib.FromContext(r.Context())
 	key, _ := p.Column("name")
 	organization, _ := p.OrganizationColumn("name")
-	answer(w, map[string]string{"key": key, "organization": organization})
+	body := map[string]string{"key": key, "organization": organization}
+	if column := os.Getenv("OPERATIONS_LOAD"); column != "" {
+		body[column], _ = p.OrganizationColumn(column)
+	}
+	answer(w, body)
 }
 
 // memory is what is alive after a collection.
