@@ -143,8 +143,8 @@ var guards = []Guard{
 		Name: "L2 entry has no own read", Rule: "19",
 		Breaks: "an entry from Redis outlives the lease under which it came",
 		Edits: []Edit{{
-			"authlib/tier2.go", "origin{leased: true, ttl: a.ttlFrom(a.now(), a.cfg.TTL)}",
-			"origin{began: invalidator.InstantOf(a.now()), leased: true, ttl: a.ttlFrom(a.now(), a.cfg.TTL)}",
+			"authlib/tier2.go", "origin{leased: true, ttl: a.ttlFrom(now, a.cfg.TTL)}",
+			"origin{began: invalidator.InstantOf(a.now()), leased: true, ttl: a.ttlFrom(now, a.cfg.TTL)}",
 		}},
 	},
 	{
