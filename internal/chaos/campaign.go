@@ -78,11 +78,14 @@ const attempts = 3
 
 // torment is one plan under way.
 type torment struct {
-	w        *World
-	plan     Plan
-	random   *rand.Rand
-	begun    time.Time
-	wanted   []Fault
+	w      *World
+	plan   Plan
+	random *rand.Rand
+	begun  time.Time
+	wanted []Fault // but for the long ones
+	long   []Fault
+
+	mu       sync.Mutex
 	times    map[string]int
 	failed   map[string]int
 	problems []string
@@ -98,7 +101,11 @@ func (w *World) Torment(ctx context.Context, plan Plan) (Verdict, error) {
 	}
 	for _, f := range Faults() {
 		if f.In(w.Options.Shape) && (plan.Want == nil || plan.Want(f)) && (f.Needs == nil || f.Needs(w) == nil) {
-			t.wanted = append(t.wanted, f)
+			if f.Long {
+				t.long = append(t.long, f)
+			} else {
+				t.wanted = append(t.wanted, f)
+			}
 		}
 	}
 	if err := w.Load(ctx); err != nil {
@@ -120,7 +127,7 @@ func (w *World) Torment(ctx context.Context, plan Plan) (Verdict, error) {
 		return Verdict{}, err
 	}
 	v := Verdict{Report: report, Times: t.times, Problems: append(t.problems, w.Problems()...)}
-	for _, f := range t.wanted {
+	for _, f := range append(t.wanted, t.long...) {
 		if t.times[f.Kind] == 0 {
 			v.Missing = append(v.Missing, f.Kind)
 		}
@@ -135,10 +142,30 @@ func (t *torment) logf(format string, args ...any) {
 func (t *torment) problem(format string, args ...any) {
 	p := fmt.Sprintf(format, args...)
 	t.logf("PROBLEM: %s", p)
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.problems = append(t.problems, p)
 }
 
+// count notes whether a fault took place, and says how often it has failed to.
+func (t *torment) count(f Fault, err error) (failed int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		t.times[f.Kind]++
+	} else {
+		t.failed[f.Kind]++
+	}
+	return t.failed[f.Kind]
+}
+
 func (t *torment) run(ctx context.Context) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	for _, f := range t.long {
+		random := rand.New(rand.NewPCG(t.random.Uint64(), t.random.Uint64()))
+		beside.Go(func() { t.inflictLong(ctx, f, random) })
+	}
 	// Each kind once, in an order of the seed, and again what did not take place.
 	left := slices.Clone(t.wanted)
 	t.random.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] })
@@ -146,11 +173,7 @@ func (t *torment) run(ctx context.Context) {
 		n := min(t.plan.Together, len(left))
 		group := left[:n]
 		left = left[n:]
-		for _, f := range t.inflict(ctx, group) {
-			if t.failed[f.Kind] < attempts {
-				left = append(left, f)
-			}
-		}
+		left = append(left, t.inflict(ctx, group)...)
 	}
 	for len(t.wanted) > 0 && ctx.Err() == nil && time.Since(t.begun) < t.plan.For {
 		var group []Fault
@@ -161,8 +184,30 @@ func (t *torment) run(ctx context.Context) {
 	}
 }
 
+// inflictLong runs a fault beside the others until it has taken place.
+func (t *torment) inflictLong(ctx context.Context, f Fault, random *rand.Rand) {
+	for {
+		t.logf("beside all others: %s", f.Kind)
+		limited, cancel := context.WithTimeout(ctx, 15*time.Minute)
+		err := t.w.Inflict(limited, f, random)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		failed := t.count(f, err)
+		if err == nil {
+			t.logf("beside all others, over: %s", f.Kind)
+			return
+		}
+		t.logf("it did not take place, or did not end: %v", err)
+		if failed >= attempts {
+			return
+		}
+	}
+}
+
 // inflict runs a group of faults at once, waits for the recovery, and returns
-// those that did not take place.
+// those that did not take place and are worth another try.
 func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 	var kinds []string
 	for _, f := range group {
@@ -177,7 +222,7 @@ func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 	for i, f := range group {
 		random := rand.New(rand.NewPCG(t.random.Uint64(), t.random.Uint64()))
 		all.Go(func() {
-			limited, cancel := context.WithTimeout(ctx, 3*time.Minute)
+			limited, cancel := context.WithTimeout(ctx, 10*time.Minute)
 			defer cancel()
 			errs[i] = t.w.Inflict(limited, f, random)
 		})
@@ -185,16 +230,17 @@ func (t *torment) inflict(ctx context.Context, group []Fault) (again []Fault) {
 	all.Wait()
 	took := time.Since(begun)
 	for i, f := range group {
-		if errs[i] == nil {
-			t.times[f.Kind]++
-			continue
-		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		t.failed[f.Kind]++
+		failed := t.count(f, errs[i])
+		if errs[i] == nil {
+			continue
+		}
 		t.logf("it did not take place, or did not end: %v", errs[i])
-		again = append(again, f)
+		if failed < attempts {
+			again = append(again, f)
+		}
 	}
 	ended := time.Now()
 	for _, p := range t.w.processes() {

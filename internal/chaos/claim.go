@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"sync"
 )
@@ -49,4 +50,18 @@ func (c *claims) release(names []string) {
 	}
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// anyNode draws a node, one that nobody has claimed if there is one: a fault may
+// have a node in hand for minutes.
+func (w *World) anyNode(random *rand.Rand) *Node {
+	first := random.IntN(len(w.Nodes))
+	w.claims.mu.Lock()
+	defer w.claims.mu.Unlock()
+	for i := range w.Nodes {
+		if n := w.Nodes[(first+i)%len(w.Nodes)]; !w.claims.held[n.name] {
+			return n
+		}
+	}
+	return w.Nodes[first]
 }

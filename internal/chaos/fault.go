@@ -18,6 +18,8 @@ type Fault struct {
 	Shapes []Shape
 	// Short says that it is quick and light enough for the short run.
 	Short bool
+	// Long says that it takes minutes: it goes on beside all the others.
+	Long bool
 	// Needs says what must be there beyond a World; nil: nothing. A kind that
 	// cannot take place here is not counted among those that must.
 	Needs func(*World) error

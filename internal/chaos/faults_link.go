@@ -69,7 +69,7 @@ func linkFaults() (all []Fault) {
 			return breakLinks(ctx, links, (*testenv.Link).Cut, between(random, time.Second, 3*w.Options.MaxStaleness))
 		}},
 		Fault{Kind: "all links of a node cut", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
-			n := pick(random, w.Nodes)
+			n := w.anyNode(random)
 			release, err := w.Claim(ctx, n.name)
 			if err != nil {
 				return err
@@ -110,7 +110,7 @@ func (w *World) onLinks(ctx context.Context, random *rand.Rand, process, kind st
 	}
 	switch process {
 	case "node":
-		return run(pick(random, w.Nodes).name)
+		return run(w.anyNode(random).name)
 	case "listener":
 		return w.withLeader(ctx, func(p *Process, _ func()) error { return run(p.name) })
 	}

@@ -17,7 +17,12 @@ func writeFaults() []Fault {
 		{Kind: "listener's session terminated in mid-drain", Short: true, Run: terminatedMidDrain},
 		{Kind: "redis FLUSHALL", Short: true, Run: flushedAll},
 		{Kind: "poison message", Short: true, Run: poisonMessage},
-		{Kind: "slow fill held across a revocation", Short: true, Run: slowFill},
+		{Kind: "slow fill held across a revocation", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
+			return slowFill(ctx, w, random, w.Options.Hold)
+		}},
+		{Kind: "slow fill held for minutes across revocations", Long: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
+			return slowFill(ctx, w, random, w.Options.LongHold)
+		}},
 		{Kind: "statement over 1,000 rows", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
 			return w.bulk(ctx, min(1000, w.Options.BulkRows))
 		}},
@@ -125,20 +130,17 @@ func (w *World) poisoned(ctx context.Context) map[string]uint64 {
 
 // slowFill has a node read a key's row, revokes the key while nobody goes on
 // with what was read, holds it, and lets it go: it must not be cached (rule 16).
-func slowFill(ctx context.Context, w *World, random *rand.Rand) error {
-	n := pick(random, w.Nodes)
-	release, err := w.Claim(ctx, n.name, "postgres")
+func slowFill(ctx context.Context, w *World, random *rand.Rand, length time.Duration) error {
+	n := w.anyNode(random)
+	release, err := w.Claim(ctx, n.name)
 	if err != nil {
 		return err
 	}
 	defer release()
 	key := random.IntN(w.Keys())
-	// Good, and in no cache: this very write evicts it.
-	if err := w.Restore(ctx, key); err != nil {
-		return err
-	}
 	defer func() { _, _ = n.ReleaseFills(context.WithoutCancel(ctx)) }()
 	err = Eventually(ctx, 30*time.Second, "a read is held", func(ctx context.Context) bool {
+		// Good, and in no cache: the very write evicts it. Postgres may be away.
 		if n.HoldFill(ctx, key) != nil || w.Restore(ctx, key) != nil {
 			return false
 		}
@@ -151,11 +153,11 @@ func slowFill(ctx context.Context, w *World, random *rand.Rand) error {
 	if err != nil {
 		return err
 	}
-	if err := w.Revoke(ctx, key); err != nil {
+	if err := Eventually(ctx, time.Minute, "the key is revoked", func(ctx context.Context) bool { return w.Revoke(ctx, key) == nil }); err != nil {
 		return err
 	}
-	w.Options.Logf("  a read of %s is held for %s", n.name, round(w.Options.Hold))
-	pause(ctx, w.Options.Hold)
+	w.Options.Logf("  a read of key %d by %s is held for %s", key, n.name, round(length))
+	pause(ctx, length)
 	held, err := n.ReleaseFills(context.WithoutCancel(ctx))
 	if err == nil && held == 0 {
 		err = errors.New("nothing was held")

@@ -68,8 +68,9 @@ type Options struct {
 	// BulkRows is what the largest statement touches. Default 1,000,000.
 	BulkRows int
 
-	// Hold is how long a slow fill is held. Default 3 s.
-	Hold time.Duration
+	// Hold is how long a slow fill is held, LongHold how long the one that is
+	// held while everything else happens. Default 3 s and 2 min.
+	Hold, LongHold time.Duration
 
 	// Binaries of the processes. Default: built from this module.
 	Binaries Binaries
@@ -108,6 +109,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Rest, 15*time.Millisecond)
 	def(&o.BulkRows, 1_000_000)
 	def(&o.Hold, 3*time.Second)
+	def(&o.LongHold, 2*time.Minute)
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}
 	}

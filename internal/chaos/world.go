@@ -85,6 +85,7 @@ func Start(ctx context.Context, options Options) (_ *World, err error) {
 		data:  dataset{seed: options.Seed, organizations: options.Organizations, keysOf: options.KeysOf},
 	}
 	w.rows.init(w.data)
+	redis.SetLogger(quietly{}) // that Redis does not answer is no news here
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.Close())
@@ -105,6 +106,11 @@ func Start(ctx context.Context, options Options) (_ *World, err error) {
 	}
 	return w, w.Fresh(ctx, time.Minute)
 }
+
+// quietly is no log.
+type quietly struct{}
+
+func (quietly) Printf(context.Context, string, ...any) {}
 
 func (w *World) onClose(f func() error) { w.closers = append(w.closers, f) }
 
