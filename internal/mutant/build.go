@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,10 +14,14 @@ import (
 
 // Build says what to build differently. The zero Build is the module as it is.
 type Build struct {
-	Off       []Guard // guards taken off, together
-	WallClock bool    // time.Now listens to steps of the wall clock, see [WallFile]
-	Race      bool    // with the race detector
+	Guards    bool // guards can be taken off by name, see [GuardsOff]
+	WallClock bool // time.Now listens to steps of the wall clock, see [WallFile]
+	Race      bool // with the race detector
 }
+
+// GuardsOff is the environment variable by which a process built with
+// [Build.Guards] is told which guards are off: their names, with commas.
+const GuardsOff = "AUTHFENCE_GUARDS_OFF"
 
 // Run builds the main packages (import paths, or paths relative to the module's
 // root) into dir, each under the last element of its path, as go build does. The
@@ -44,27 +49,18 @@ func (b Build) Run(ctx context.Context, dir string, packages ...string) error {
 	if err != nil {
 		return fmt.Errorf("find directory: %w", err)
 	}
-	args := []string{"build", "-overlay", config, "-o", into + string(filepath.Separator)}
+	// Without debug information linking takes half of the time; traces keep their
+	// names and lines.
+	args := []string{"build", "-buildvcs=false", "-ldflags=-s -w", "-overlay", config, "-o", into + string(filepath.Separator)}
 	if b.Race {
 		args = append(args, "-race")
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	cmd.Dir = source.module
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s without %s: %w\n%s", strings.Join(packages, " "), b.names(), err, out)
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, out)
 	}
 	return nil
-}
-
-func (b Build) names() string {
-	names := make([]string, len(b.Off))
-	for i, g := range b.Off {
-		names[i] = g.Name
-	}
-	if len(names) == 0 {
-		return "nothing"
-	}
-	return strings.Join(names, ", ")
 }
 
 // source is where the code is.
@@ -85,11 +81,17 @@ func locate(ctx context.Context) (source, error) {
 // overlay gives the new content of each file that is not as it was.
 func (b Build) overlay(from source) (map[string][]byte, error) {
 	changed := make(map[string][]byte)
-	for _, g := range b.Off {
-		for _, e := range g.Edits {
-			if err := e.apply(from.module, changed); err != nil {
-				return nil, fmt.Errorf("take off %s: %w", g.Name, err)
+	if b.Guards {
+		for _, g := range guards {
+			for _, e := range g.Edits {
+				if err := e.apply(from.module, changed); err != nil {
+					return nil, fmt.Errorf("take off %s: %w", g.Name, err)
+				}
 			}
+		}
+		for path := range maps.Clone(changed) {
+			dir := filepath.Dir(path)
+			changed[filepath.Join(dir, "guards_off.go")] = []byte(strings.Replace(switches, "PACKAGE", filepath.Base(dir), 1))
 		}
 	}
 	if b.WallClock {
@@ -99,6 +101,26 @@ func (b Build) overlay(from source) (map[string][]byte, error) {
 	}
 	return changed, nil
 }
+
+// switches is a file of every package that holds guards.
+const switches = `package PACKAGE
+
+import (
+	"os"
+	"strings"
+)
+
+var guardsOff = func() map[string]bool {
+	names := make(map[string]bool)
+	for name := range strings.SplitSeq(os.Getenv("` + GuardsOff + `"), ",") {
+		names[name] = true
+	}
+	return names
+}()
+
+// off says whether a guard is taken off in this process.
+func off(name string) bool { return guardsOff[name] }
+`
 
 // apply makes the edit in what changed holds of the file, or in the file itself.
 func (e Edit) apply(root string, changed map[string][]byte) error {

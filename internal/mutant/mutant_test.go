@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,50 +27,35 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestGuards_StillApply takes every guard off, alone, and type-checks what is
-// left. It reads export data that go list makes, and builds nothing itself.
+// TestGuards_StillApply makes the edits of every guard and type-checks what comes
+// of it. It reads export data that go list makes, and builds nothing itself.
 func TestGuards_StillApply(t *testing.T) {
 	from, packages := listed(t)
+	changed, err := Build{Guards: true}.overlay(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := make(map[string]bool)
+	for path := range changed {
+		if dir := filepath.Dir(path); !checked[dir] {
+			checked[dir] = true
+			if err := check(packages, dir, changed); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 	seen := make(map[string]bool)
 	for _, g := range Guards() {
-		t.Run(g.Name, func(t *testing.T) {
-			if seen[g.Name] {
-				t.Error("the name is used twice")
-			}
-			seen[g.Name] = true
-			if g.Rule == "" || g.Breaks == "" || len(g.Edits) == 0 {
-				t.Error("the table is incomplete")
-			}
-			changed, err := Build{Off: []Guard{g}}.overlay(from)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for path := range changed {
-				if err := check(packages, filepath.Dir(path), changed); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-}
-
-// TestGuards_GoTogether: pairs that are taken off together must not be in each
-// other's way.
-func TestGuards_GoTogether(t *testing.T) {
-	from, packages := listed(t)
-	for _, names := range [][]string{
-		{"generation on fill", "epoch on fill"},
-		{"generation on fill", "epoch on fill", "floor on fill"},
-		{"advisory lock", "lock before DELETE"},
-	} {
-		changed, err := Build{Off: Find(names...)}.overlay(from)
-		if err != nil {
-			t.Errorf("%v: %v", names, err)
-			continue
+		switch {
+		case seen[g.Name] || strings.Contains(g.Name, ","):
+			t.Errorf("%s: names are unique, and without commas", g.Name)
+		case g.Rule == "" || g.Breaks == "" || len(g.Edits) == 0:
+			t.Errorf("%s: the table is incomplete", g.Name)
 		}
-		for path := range changed {
-			if err := check(packages, filepath.Dir(path), changed); err != nil {
-				t.Errorf("%v: %v", names, err)
+		seen[g.Name] = true
+		for _, e := range g.Edits {
+			if !strings.Contains(e.New, fmt.Sprintf("off(%q)", g.Name)) {
+				t.Errorf("%s: what is new in %s does not ask whether it is off", g.Name, e.File)
 			}
 		}
 	}
@@ -93,36 +79,14 @@ func TestEdit_WantsItsTextOnce(t *testing.T) {
 	}
 }
 
-func TestFind_PanicsWithoutTheGuard(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Error("found a guard that is not there")
-		}
-	}()
-	Find("lease", "no such guard")
-}
-
-// TestBuild_TakesAGuardOff builds one mutant for real.
-func TestBuild_TakesAGuardOff(t *testing.T) {
+func TestBuild_SaysWhatGoSays(t *testing.T) {
 	dir := t.TempDir()
-	// Not a main package of ours: it is built fast, and prints what it sees.
-	g := Guard{Name: "test", Edits: []Edit{{File: "internal/mutant/testdata/clock/main.go", Old: `"the monotonic clock went back"`, New: `"mutant"`}}}
-	if err := (Build{Off: []Guard{g}}).Run(t.Context(), dir, "./internal/mutant/testdata/clock"); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "clock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.Contains(text, []byte("clock went back")) || !bytes.Contains(text, []byte("mutant")) {
-		t.Error("the binary is not of the changed source")
-	}
-	if left, err := filepath.Glob(filepath.Join(dir, "overlay-*")); err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v %v", left, err)
-	}
-	err = Build{}.Run(t.Context(), dir, "./internal/mutant/none")
-	if err == nil || !strings.Contains(err.Error(), "without nothing") {
+	err := Build{}.Run(t.Context(), dir, "./internal/mutant/none")
+	if err == nil || !strings.Contains(err.Error(), "internal/mutant/none") {
 		t.Errorf("a package that is not there: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v %v", left, err)
 	}
 }
 
@@ -227,7 +191,13 @@ func check(list *packageList, dir string, changed map[string][]byte) error {
 	}
 	files := token.NewFileSet()
 	var parsed []*ast.File
-	for _, name := range p.GoFiles {
+	names := slices.Clone(p.GoFiles)
+	for path := range changed {
+		if name := filepath.Base(path); filepath.Dir(path) == dir && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
 		path := filepath.Join(dir, name)
 		var text any
 		if b, ok := changed[path]; ok {
