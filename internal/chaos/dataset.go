@@ -33,7 +33,8 @@ func hashOf(token string) []byte {
 	return sum[:]
 }
 
-// ids in the tables. Those of statements over many rows begin at bulkID.
+// ids in the tables. Those of statements over many rows begin at multiples of
+// bulkID.
 func keyID(key int) int64 { return int64(key) + 1 }
 
 func organizationID(organization int) int64 { return int64(organization) + 1 }

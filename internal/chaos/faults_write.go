@@ -171,7 +171,8 @@ func slowFill(ctx context.Context, w *World, random *rand.Rand, length time.Dura
 }
 
 // bulk inserts, changes and deletes so many rows, each in one statement, beside
-// the rows in play and in the same tables.
+// the rows in play and in the same tables. Every time they are other rows: one
+// that was interrupted leaves some behind.
 func (w *World) bulk(ctx context.Context, rows int) error {
 	release, err := w.Claim(ctx, "postgres")
 	if err != nil {
@@ -183,6 +184,7 @@ func (w *World) bulk(ctx context.Context, rows int) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	first := int64(bulkID) * w.bulks.Add(1)
 	for _, statement := range []string{
 		`INSERT INTO api_keys (id, organization_id, key_hash)
 			SELECT i, 0, sha256(i::text::bytea) FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) i`,
@@ -190,7 +192,7 @@ func (w *World) bulk(ctx context.Context, rows int) error {
 		`DELETE FROM api_keys WHERE id >= $1 AND id < $1::bigint + $2::bigint`,
 	} {
 		begun := time.Now()
-		tag, err := conn.Exec(ctx, statement, int64(bulkID), rows)
+		tag, err := conn.Exec(ctx, statement, first, rows)
 		if err != nil {
 			return fmt.Errorf("statement over many rows: %w", err)
 		}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -57,6 +58,7 @@ type World struct {
 	claims  claims
 	rows    rows
 	loading loading
+	bulks   atomic.Int64 // statements over many rows so far
 
 	mu       sync.Mutex
 	receipts []history.Receipt
