@@ -15,25 +15,18 @@ import (
 var ways = []struct {
 	name  string
 	short bool
-	run   func(ctx context.Context, w *World, random *rand.Rand, links []*testenv.Link) error
+	run   func(ctx context.Context, w *World, random *rand.Rand, server string, links []*testenv.Link) error
 }{
-	{name: "cut", short: true, run: func(ctx context.Context, w *World, random *rand.Rand, links []*testenv.Link) error {
-		return breakLinks(ctx, links, (*testenv.Link).Cut, between(random, 500*time.Millisecond, 2*w.Options.MaxStaleness))
+	{name: "cut", short: true, run: func(ctx context.Context, w *World, random *rand.Rand, server string, links []*testenv.Link) error {
+		return breakLinks(ctx, server, links, (*testenv.Link).Cut, between(random, 500*time.Millisecond, 2*w.Options.MaxStaleness))
 	}},
-	{name: "black-holed", short: true, run: func(ctx context.Context, w *World, random *rand.Rand, links []*testenv.Link) error {
-		return breakLinks(ctx, links, (*testenv.Link).Blackhole, between(random, time.Second, 2*w.Options.MaxStaleness+time.Second))
+	{name: "black-holed", short: true, run: func(ctx context.Context, w *World, random *rand.Rand, server string, links []*testenv.Link) error {
+		return breakLinks(ctx, server, links, (*testenv.Link).Blackhole, between(random, time.Second, 2*w.Options.MaxStaleness+time.Second))
 	}},
-	{name: "delayed", run: func(ctx context.Context, w *World, random *rand.Rand, links []*testenv.Link) error {
+	{name: "delayed", run: func(ctx context.Context, w *World, random *rand.Rand, server string, links []*testenv.Link) error {
 		delay := between(random, 20*time.Millisecond, w.Options.MaxStaleness*3/4)
 		w.Options.Logf("  by %s", round(delay))
-		for _, l := range links {
-			l.Delay(delay)
-		}
-		pause(ctx, between(random, 2*time.Second, 4*time.Second))
-		for _, l := range links {
-			l.Delay(0)
-		}
-		return nil
+		return delayLinks(ctx, server, links, delay, between(random, 2*time.Second, 4*time.Second))
 	}},
 	{name: "closed slowly", run: slowlyClosed},
 }
@@ -48,7 +41,7 @@ func linkFaults() (all []Fault) {
 				Kind: fmt.Sprintf("link %s>%s %s", ends.process, ends.server, way.name), Short: way.short,
 				Run: func(ctx context.Context, w *World, random *rand.Rand) error {
 					return w.onLinks(ctx, random, ends.process, ends.server, func(links []*testenv.Link) error {
-						return way.run(ctx, w, random, links)
+						return way.run(ctx, w, random, ends.server, links)
 					})
 				},
 			})
@@ -66,7 +59,7 @@ func linkFaults() (all []Fault) {
 				return err
 			}
 			defer release()
-			return breakLinks(ctx, links, (*testenv.Link).Cut, between(random, time.Second, 3*w.Options.MaxStaleness))
+			return breakLinks(ctx, "nats", links, (*testenv.Link).Cut, between(random, time.Second, 3*w.Options.MaxStaleness))
 		}},
 		Fault{Kind: "all links of a node cut", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
 			n := w.anyNode(random)
@@ -79,7 +72,7 @@ func linkFaults() (all []Fault) {
 			for server := range w.servers() {
 				links = append(links, w.Link(n.name, server))
 			}
-			return breakLinks(ctx, links, (*testenv.Link).Cut, between(random, time.Second, 2*w.Options.MaxStaleness))
+			return breakLinks(ctx, "redis", links, (*testenv.Link).Cut, between(random, time.Second, 2*w.Options.MaxStaleness))
 		}},
 	)
 }
@@ -118,13 +111,13 @@ func (w *World) onLinks(ctx context.Context, random *rand.Rand, process, kind st
 }
 
 // breakLinks breaks links, makes sure that nothing passes, and heals them.
-func breakLinks(ctx context.Context, links []*testenv.Link, by func(*testenv.Link), length time.Duration) error {
+func breakLinks(ctx context.Context, server string, links []*testenv.Link, by func(*testenv.Link), length time.Duration) error {
 	for _, l := range links {
 		by(l)
 	}
 	var err error
 	for _, l := range links {
-		if passes(l) {
+		if _, ok := probe(l, server, 100*time.Millisecond); ok {
 			err = errors.Join(err, errors.New("a broken link still passes bytes"))
 		}
 	}
@@ -135,9 +128,28 @@ func breakLinks(ctx context.Context, links []*testenv.Link, by func(*testenv.Lin
 	return err
 }
 
+// delayLinks has every byte come late, makes sure that it does, and ends that.
+func delayLinks(ctx context.Context, server string, links []*testenv.Link, delay, length time.Duration) error {
+	for _, l := range links {
+		l.Delay(delay)
+	}
+	defer func() {
+		for _, l := range links {
+			l.Delay(0)
+		}
+	}()
+	for _, l := range links {
+		if took, ok := probe(l, server, 10*time.Second); ok && took < delay {
+			return fmt.Errorf("a delayed link answered in %s", took)
+		}
+	}
+	pause(ctx, length)
+	return nil
+}
+
 // slowlyClosed ends every connection at the server's end, and has the process
 // hear of it only at the end of the fault.
-func slowlyClosed(ctx context.Context, w *World, random *rand.Rand, links []*testenv.Link) error {
+func slowlyClosed(ctx context.Context, w *World, random *rand.Rand, _ string, links []*testenv.Link) error {
 	length := between(random, time.Second, w.Options.MaxStaleness+2*time.Second)
 	for _, l := range links {
 		l.SlowClose(length)
@@ -159,17 +171,25 @@ func slowlyClosed(ctx context.Context, w *World, random *rand.Rand, links []*tes
 	return err
 }
 
-// passes says whether a link hands a connection through to its server: whether a
-// new one hears anything, or is at least not reset, within a moment.
-func passes(l *testenv.Link) bool {
-	connection, err := net.DialTimeout("tcp", l.Addr(), time.Second)
+// sslRequest is what a client of Postgres may say first; the answer is one byte.
+var sslRequest = []byte{0, 0, 0, 8, 4, 210, 22, 47}
+
+// probe opens a connection through a link and says how long it takes the server
+// to say something; false: it did not, or does not run.
+func probe(l *testenv.Link, server string, patience time.Duration) (took time.Duration, ok bool) {
+	begun := time.Now()
+	connection, err := net.DialTimeout("tcp", l.Addr(), patience)
 	if err != nil {
-		return false
+		return 0, false
 	}
 	defer connection.Close()
-	// Redis answers this, Postgres and NATS hang up or greet.
-	_ = connection.SetDeadline(time.Now().Add(50 * time.Millisecond))
-	_, _ = connection.Write([]byte("PING\r\n"))
+	_ = connection.SetDeadline(begun.Add(patience))
+	switch server {
+	case "postgres":
+		_, _ = connection.Write(sslRequest)
+	case "redis":
+		_, _ = connection.Write([]byte("PING\r\n"))
+	} // nats greets
 	n, _ := connection.Read(make([]byte, 1))
-	return n > 0
+	return time.Since(begun), n > 0
 }

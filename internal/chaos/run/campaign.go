@@ -28,6 +28,7 @@ type settings struct {
 	rate, nodes  int
 	bulk         int
 	race, keep   bool
+	wall         bool
 	dir          string
 	binaries     string
 }
@@ -46,6 +47,7 @@ func parse(args []string) (s settings, err error) {
 	flags.IntVar(&s.nodes, "nodes", 3, "API nodes")
 	flags.IntVar(&s.bulk, "bulk", 1_000_000, "rows of the largest statement")
 	flags.BoolVar(&s.race, "race", false, "build the processes with the race detector")
+	flags.BoolVar(&s.wall, "wall", true, "build the processes so that their wall clocks can be stepped (compiles Go's library anew the first time)")
 	flags.BoolVar(&s.keep, "keep", false, "keep logs and answers also of a good run")
 	flags.StringVar(&s.dir, "dir", "", "where logs and answers go (default: a temporary directory)")
 	flags.StringVar(&s.binaries, "binaries", "", "directory of an earlier run whose binaries are used again, for one's own iterations (default: build)")
@@ -109,10 +111,10 @@ func campaign(ctx context.Context, args []string) (err error) {
 	if s.binaries != "" {
 		binaries = chaos.Binaries{
 			Authfence: filepath.Join(s.binaries, "authfence"), Chaos: filepath.Join(s.binaries, "run"), NATS: filepath.Join(s.binaries, "nats-server"),
-			WallClock: true,
+			WallClock: s.wall,
 		}
 	}
-	binaries, err = chaos.Build(ctx, s.dir, mutant.Build{Race: s.race, WallClock: true}, binaries)
+	binaries, err = chaos.Build(ctx, s.dir, mutant.Build{Race: s.race, WallClock: s.wall}, binaries)
 	if err != nil {
 		return err
 	}
