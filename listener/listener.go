@@ -127,7 +127,7 @@ const (
 	ReasonStopped  = "stopped"
 	ReasonPostgres = "postgres" // a connection failed, or a statement did
 	ReasonDeposed  = "deposed"  // another term began
-	ReasonNATS     = "nats"     // NATS was away for too long
+	ReasonNATS     = "nats"     // NATS was away, or silent, for too long
 	ReasonPublish  = "publish"  // an event could not be handed to NATS
 	ReasonCommit   = "commit"   // whether a drain was committed is in doubt
 	ReasonTriggers = "triggers" // the triggers were changed
@@ -150,7 +150,7 @@ func reasonOf(err error) string {
 		err    error
 		reason string
 	}{
-		{errDeposed, ReasonDeposed}, {errNATSAway, ReasonNATS}, {errPublish, ReasonPublish},
+		{errDeposed, ReasonDeposed}, {errNATSAway, ReasonNATS}, {errNATSSilent, ReasonNATS}, {errPublish, ReasonPublish},
 		{errCommit, ReasonCommit}, {errTriggersChanged, ReasonTriggers},
 	} {
 		if errors.Is(err, r.err) {

@@ -74,6 +74,11 @@ func (s *session) run(ctx context.Context) error {
 	if err != nil {
 		return firstCause(life, err)
 	}
+	group.Go(func() {
+		if err := s.feel(life); err != nil {
+			fail(err)
+		}
+	})
 	t := newTerm(s, found)
 	return firstCause(life, t.lead(life, ctx, &group))
 }
@@ -115,7 +120,7 @@ func (s *session) awaitLead(ctx context.Context) error {
 		if s.l.nc.IsClosed() {
 			return ErrNATSClosed
 		}
-		if s.l.nc.IsConnected() { // a leader without NATS would only be in the way
+		if s.pulse(ctx, s.l.settings.SessionTimeout/2) { // a leader without NATS would only be in the way
 			leads, err := s.tryLock(ctx)
 			if err != nil || leads {
 				return err

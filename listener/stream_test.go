@@ -149,27 +149,33 @@ func TestNATS_CutAndBack(t *testing.T) {
 	}
 }
 
-// A leader without NATS makes way for one that has it.
+// A leader without NATS makes way for one that has it, also when its connection
+// still stands and the client, which pings every two minutes here, has not noticed.
 func TestNATS_LeaderThatIsCutOffStepsDown(t *testing.T) {
 	t.Parallel()
-	e := newEnv(t)
-	r := e.read()
-	link := testenv.Proxy(t, e.nats.URL())
-	first, err := listener.New(e.connectNATS(link.URL()), e.named("one", func(c *listener.Config) { c.SessionTimeout = time.Second }))
-	if err != nil {
-		t.Fatal(err)
+	for name, fail := range map[string]func(*testenv.Link){"Cut": (*testenv.Link).Cut, "BlackHoled": (*testenv.Link).Blackhole} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t)
+			r := e.read()
+			link := testenv.Proxy(t, e.nats.URL())
+			first, err := listener.New(e.connectNATS(link.URL()), e.named("one", func(c *listener.Config) { c.SessionTimeout = time.Second }))
+			if err != nil {
+				t.Fatal(err)
+			}
+			one, two := e.pair(first, e.newListener(e.named("two")))
+			fail(link)
+			two.awaitLead(t)
+			one.await(t, "the first stands by", func(s listener.Status) bool {
+				return s.Role == listener.RoleStandby && s.SessionsEnded[listener.ReasonNATS] > 0
+			})
+			e.change("a")
+			r.await("a")
+			link.Heal()
+			e.change("b")
+			r.await("a", "b")
+		})
 	}
-	one, two := e.pair(first, e.newListener(e.named("two")))
-	link.Cut()
-	e.change("a")
-	two.awaitLead(t)
-	r.await("a")
-	one.await(t, "the first stands by", func(s listener.Status) bool {
-		return s.Role == listener.RoleStandby && s.SessionsEnded[listener.ReasonNATS] > 0
-	})
-	link.Heal()
-	e.change("b")
-	r.await("a", "b")
 }
 
 // The owner of the connection closed it: there is nothing to wait for.
