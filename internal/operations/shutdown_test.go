@@ -23,20 +23,19 @@ import (
 // ends; the service that has it the other way round turns them away.
 func TestShutdown_NodeAnswersWhatItHasTaken(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		b    *build
-		good bool
-	}{{"the server drains first", current, true}, {"authlib ends first", hasty, false}} {
+		name, change string
+		good         bool
+	}{{"the server drains first", "OPERATIONS_HASTY=", true}, {"authlib ends first", "OPERATIONS_HASTY=1", false}} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := within(t)
-			s := site(t, nil)
+			s, b := site(t, nil), current.binaries(t)
 			load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{}))
 			defer load.nc.Close()
 			defer load.client.CloseIdleConnections()
 			slow := testenv.Proxy(t, hostOf(s.PostgresURL))
-			must[*Process](t)(s.Listen(ctx, c.b.binaries(t), "listen"))
-			node := must[*Process](t)(s.Node(ctx, c.b.binaries(t), "node",
-				"AUTHFENCE_REDIS_URL=", "AUTHFENCE_POSTGRES_URL="+strings.Replace(s.PostgresURL, hostOf(s.PostgresURL), slow.Addr(), 1)))
+			must[*Process](t)(s.Listen(ctx, b, "listen"))
+			node := must[*Process](t)(s.Node(ctx, b, "node", c.change, "AUTHFENCE_REDIS_URL=",
+				"AUTHFENCE_POSTGRES_URL="+strings.Replace(s.PostgresURL, hostOf(s.PostgresURL), slow.Addr(), 1)))
 			check(t, node.Fresh(ctx))
 			slow.Delay(250 * time.Millisecond)
 

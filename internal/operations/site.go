@@ -18,37 +18,10 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/authlib"
-	"github.com/authfence/authfence/internal/mutant"
 	"github.com/authfence/authfence/internal/testenv"
 	"github.com/authfence/authfence/migrations"
 	"github.com/authfence/authfence/watch"
 )
-
-// The packages that a site runs.
-const (
-	processPackage   = "./internal/operations/process"
-	authfencePackage = "./cmd/authfence"
-)
-
-// Binaries are a build of both.
-type Binaries struct{ Process, Authfence string }
-
-// BuildBinaries builds both, or only what processes are made of, into dir, with
-// edits to the source.
-func BuildBinaries(ctx context.Context, dir string, both bool, edits ...mutant.Edit) (Binaries, error) {
-	b := mutant.Build{}
-	if len(edits) > 0 {
-		b.Off = []mutant.Guard{{Name: "edits", Edits: edits}}
-	}
-	packages := []string{processPackage}
-	if both {
-		packages = append(packages, authfencePackage)
-	}
-	if err := b.Run(ctx, dir, packages...); err != nil {
-		return Binaries{}, err
-	}
-	return Binaries{Process: filepath.Join(dir, "process"), Authfence: filepath.Join(dir, "authfence")}, nil
-}
 
 // Options of a site.
 type Options struct {

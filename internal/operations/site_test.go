@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/authfence/authfence/internal/mutant"
 	"github.com/authfence/authfence/internal/testenv"
 )
 
@@ -30,7 +29,7 @@ func (m closing) Run() int {
 
 // build is a set of binaries that is made when the first test wants it.
 type build struct {
-	edits []mutant.Edit
+	edits []Edit
 	both  bool
 	once  sync.Once
 	dir   string
@@ -58,18 +57,13 @@ var (
 	current = &build{both: true}
 	// nextRelease writes events at a version that this one does not know, with a
 	// member that this one does not know, and still reads those of this one.
-	nextRelease = &build{edits: []mutant.Edit{
+	nextRelease = &build{edits: []Edit{
 		{File: "event/event.go", Old: "const Version = 1\n", New: "const Version = 2\n"},
 		{File: "event/event.go", Old: "\tChanges []Change  `json:\"changes\"`\n}", New: "\tChanges []Change  `json:\"changes\"`\n\tScope string `json:\"scope\"`\n}"},
 		{File: "event/event.go", Old: "Changes: e.Changes,\n\t})", New: "Changes: e.Changes, Scope: \"eu\",\n\t})"},
 		{File: "event/event.go", Old: "authfence.change.v1", New: "authfence.change.v2"},
 	}}
-	// hasty is a service that stops authenticating when it is told to stop, not
-	// when it has answered.
-	hasty = &build{edits: []mutant.Edit{
-		{File: "internal/operations/process/main.go", Old: "return work(working)", New: "return work(ctx)"},
-	}}
-	builds = []*build{current, nextRelease, hasty}
+	builds = []*build{current, nextRelease}
 )
 
 // site is a site with a database for one test.

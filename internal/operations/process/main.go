@@ -110,6 +110,9 @@ func serve(ctx context.Context, handler http.Handler, work func(context.Context)
 	fmt.Println("http://" + listener.Addr().String())
 	group, ctx := errgroup.WithContext(ctx)
 	working, drained := context.WithCancel(context.WithoutCancel(ctx))
+	if os.Getenv("OPERATIONS_HASTY") != "" {
+		working = ctx // the wrong way, so that the test can be seen to tell the two apart
+	}
 	group.Go(func() error { return work(working) })
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -120,7 +123,7 @@ func serve(ctx context.Context, handler http.Handler, work func(context.Context)
 	group.Go(func() error {
 		defer drained()
 		<-ctx.Done()
-		end, cancel := context.WithTimeout(working, 10*time.Second)
+		end, cancel := context.WithTimeout(context.WithoutCancel(working), 10*time.Second)
 		defer cancel()
 		return server.Shutdown(end)
 	})
