@@ -25,6 +25,7 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "invalidator", ours: []string{"event"}, never: []string{"nats-server", "pgx", "grpc"}},
 		{name: "authlib", ours: []string{"event", "invalidator", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
 		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "watch"}, never: []string{"nats-server", "kong"}},
+		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
 		{name: "internal/history"},
 	} {
 		t.Run(strings.ReplaceAll(room.name, "/", "_"), func(t *testing.T) {

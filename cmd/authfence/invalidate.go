@@ -15,6 +15,8 @@ import (
 type invalidateCommand struct {
 	natsFlags
 	redisFlags
+	postgresFlags
+	sidecarFlags
 	Health   string `default:"127.0.0.1:7602" placeholder:"HOST:PORT" help:"Where /healthz (alive) and /readyz (fresh, with the reason when not) answer; empty for nowhere."`
 	Announce bool   `hidden:"" env:"-"`
 
@@ -23,7 +25,7 @@ type invalidateCommand struct {
 	Unlinker     string        `default:"authfence-unlink" placeholder:"NAME" help:"Durable consumer that all invalidators of one Redis share; another name for another Redis."`
 }
 
-func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
+func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	subjects, err := c.subjects()
 	if err != nil {
 		return err
@@ -38,6 +40,9 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage) error {
 		return err
 	}
 	defer nc.Close()
+	if c.HTTP != "" {
+		return c.serve(ctx, s, f, nc, client, subjects, name)
+	}
 	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
 		Name: name, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
 	})

@@ -52,7 +52,7 @@ type cli struct {
 
 	Migrate    migrateCommand    `cmd:"" help:"Install, remove or inspect what authfence keeps in Postgres."`
 	Listen     listenCommand     `cmd:"" help:"Publish the changes of Postgres to NATS; grant leases. Any number may run, one leads."`
-	Invalidate invalidateCommand `cmd:"" help:"Stand beside an API node: follow the changes, evict what they supersede from Redis."`
+	Invalidate invalidateCommand `cmd:"" help:"Stand beside an API node: follow the changes, evict what they supersede from Redis; with --http, authenticate for services in any language."`
 	Barrier    barrierCommand    `cmd:"" help:"Wait until all that is committed now is in force on every node; print the receipt."`
 	Demo       demoCommand       `cmd:"" help:"Show it all on a real Postgres, NATS and Redis with three API nodes, in about half a minute."`
 	Health     healthCommand     `cmd:"" help:"Ask a health URL; for containers without a shell."`

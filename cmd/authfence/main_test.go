@@ -37,7 +37,7 @@ func authfence(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	var out, err bytes.Buffer
+	var out, err lockedBuffer // a connection's callbacks log beside the command
 	code = run(ctx, args, &out, &err)
 	return code, out.String(), err.String()
 }

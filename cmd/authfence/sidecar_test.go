@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/authfence/authfence/internal/testenv"
+)
+
+func overUnix(t *testing.T, path string) *http.Client {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func asBearer(client *http.Client, url, token string) (status int, header http.Header) {
+	r, err := http.NewRequest("GET", url, nil)
+	if err != nil {
+		return 0, nil
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	response, err := client.Do(r)
+	if err != nil {
+		return 0, nil
+	}
+	defer response.Body.Close()
+	_, _ = io.Copy(io.Discard, response.Body)
+	return response.StatusCode, response.Header
+}
+
+// TestSidecar_AuthenticatesForOthersAndDrains runs a listener and a sidecar on a
+// unix socket as their commands do, revokes a key by SQL, and stops them.
+func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
+	t.Chdir(t.TempDir())
+	url := testenv.Database(t)
+	t.Setenv("AUTHFENCE_POSTGRES_URL", url)
+	t.Setenv("AUTHFENCE_NATS_URL", testenv.NATS(t, testenv.NATSOptions{}).URL())
+	t.Setenv("AUTHFENCE_REDIS_URL", testenv.Redis(t).URL())
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
+		t.Fatalf("migrate: exit %d, %s", code, stderr)
+	}
+	socket := filepath.Join(t.TempDir(), "http.sock")
+	if code, _, stderr := authfence(t, "invalidate", "--http=unix:"+socket, "--health="); code != exitUsage || !strings.Contains(stderr, "--seal-keys is missing") {
+		t.Errorf("Redis without a key to seal by: exit %d, %s", code, stderr)
+	}
+	t.Setenv("AUTHFENCE_SEAL_KEYS", "k:bm90IHZlcnkgcmFuZG9tLCBidXQgMzIgYnl0ZXMhISE=")
+	// What a killed process leaves behind.
+	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.SetUnlinkOnClose(false)
+	_ = left.Close()
+
+	start(t, "listen", "--name=listen-1", "--health=127.0.0.1:0", "--announce")
+	sidecar := start(t, "invalidate", "--name=beside-1", "--health=127.0.0.1:0", "--announce", "--http=unix:"+socket, "--http-mode=0600", "--http-realm=api")
+	eventually(t, "ready", func() bool { status, _ := get(sidecar.url + "/readyz"); return status == http.StatusOK })
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+	if code, _, stderr := authfence(t, "invalidate", "--http=unix:"+socket, "--health="); code != exitUsage || !strings.Contains(stderr, "another process answers there") {
+		t.Errorf("a second sidecar: exit %d, %s", code, stderr)
+	}
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	sum := sha256.Sum256([]byte("tok_sidecar"))
+	var id string
+	if err := conn.QueryRow(t.Context(), `WITH o AS (INSERT INTO organizations (name) VALUES ('acme') RETURNING id)
+		INSERT INTO api_keys (organization_id, key_hash) SELECT id, $1 FROM o RETURNING id::text`, sum[:]).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	client := overUnix(t, socket)
+	eventually(t, "answered from memory", func() bool {
+		status, header := asBearer(client, "http://sidecar/v1/authenticate", "tok_sidecar")
+		return status == http.StatusOK && header.Get("X-Authfence-Key-Id") == id && header.Get("X-Authfence-Source") == "l1"
+	})
+	if _, err := conn.Exec(t.Context(), `UPDATE api_keys SET revoked_at = now()`); err != nil {
+		t.Fatal(err)
+	}
+	if code, stdout, stderr := authfence(t, "barrier"); code != exitOK || !strings.Contains(stdout, "beside-1") {
+		t.Fatalf("barrier: exit %d\n%s%s", code, stdout, stderr)
+	}
+	if status, header := asBearer(client, "http://sidecar/v1/authenticate", "tok_sidecar"); status != http.StatusUnauthorized || header.Get("WWW-Authenticate") != `Bearer realm="api", error="invalid_token"` {
+		t.Errorf("revoked: %d %v", status, header)
+	}
+	code, stderr := sidecar.stop()
+	if code != exitOK || !strings.Contains(stderr, "sidecar stopped") || strings.Contains(stderr, "tok_sidecar") {
+		t.Errorf("stop: exit %d\n%s", code, stderr)
+	}
+	if _, err := os.Stat(socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+func TestSidecar_NamesTheSettingThatCannotBe(t *testing.T) {
+	t.Chdir(t.TempDir())
+	full := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(full, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base := []string{"invalidate", "--nats-url=nats://127.0.0.1:1", "--health="}
+	const postgres = "--postgres-url=postgres://u:hunter2@127.0.0.1:1/x"
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"--http=127.0.0.1:0"}, []string{"--postgres-url is missing"}},
+		{[]string{"--http=7600", postgres}, []string{"--http", "127.0.0.1:7600"}},
+		{[]string{"--http=unix:" + full, postgres}, []string{"--http", "is no socket"}},
+		{[]string{"--http=unix:/does/not/exist/s", postgres}, []string{"--http"}},
+		{[]string{"--http=unix:" + full + ".s", "--http-mode=rw", postgres}, []string{"--http-mode", "0660"}},
+		{[]string{"--http=127.0.0.1:0", "--seal-keys=short:AAAA", postgres}, []string{"--seal-keys"}},
+		{[]string{"--http=127.0.0.1:0", "--seal-keys=x", "--seal-keys-file=" + full, postgres}, []string{"--seal-keys-file", "one of them"}},
+		{[]string{"--http=127.0.0.1:0", "--l1-bytes=-1", postgres}, []string{"L1Bytes"}},
+	} {
+		code, _, stderr := authfence(t, append(base, c.args...)...)
+		if code != exitUsage {
+			t.Errorf("%q: exit %d", c.args, code)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(stderr, want) {
+				t.Errorf("%q: stderr does not say %q:\n%s", c.args, want, stderr)
+			}
+		}
+		if strings.Contains(stderr, "hunter2") {
+			t.Errorf("%q: stderr repeats the password", c.args)
+		}
+	}
+	if body, err := os.ReadFile(full); err != nil || string(body) != "precious" {
+		t.Errorf("the file was touched: %q %v", body, err)
+	}
+}
