@@ -5,6 +5,9 @@ P         ?= 2
 BENCH     ?= .
 BENCHTIME ?= 1s
 FUZZTIME  ?= 20s
+SEED      ?= 0
+CHAOS     ?= 8m
+SOAK      ?= 30m
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -16,6 +19,7 @@ help: ## Print this.
 	@sed -n 's/^\([a-z]*\): [^#]*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: P=$(P) packages tested at once; BENCH='$(BENCH)' BENCHTIME=$(BENCHTIME) FUZZTIME=$(FUZZTIME)"
+	@echo "             SEED=$(SEED) (0: a random one) CHAOS=$(CHAOS) SOAK=$(SOAK)"
 
 .PHONY: demo
 demo: prepare build ## Show it all on a real Postgres, NATS and Redis with three API nodes (about 30 s).
@@ -35,6 +39,14 @@ bench: prepare ## Run the benchmarks, one package at a time; each measures its o
 .PHONY: model
 model: ## Search the protocol's model in wider scopes than the tests do (about 2 min, 1.2 GB).
 	$(GO) test ./internal/model -run DeepRun -model.deep=1 -timeout 30m -v
+
+.PHONY: chaos
+chaos: prepare ## Break everything, alone and together, from SEED for CHAOS; a judge of every answer (about 12 min).
+	@$(GO) run ./internal/chaos/run -seed $(SEED) -for $(CHAOS)
+
+.PHONY: soak
+soak: prepare ## Run a whole site under load for SOAK: memory, goroutines and descriptors must stay flat.
+	@$(GO) run ./internal/operations/soak -for $(SOAK)
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME.
