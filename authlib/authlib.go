@@ -239,7 +239,7 @@ func (a *Authenticator) outage(ctx context.Context, err error) {
 type Status struct {
 	Node    invalidator.Status
 	Mapped  bool // the mapping was found to fit the database
-	Watched bool // the triggers watched all that it reads, when rows were read last
+	Watched bool // the triggers watch all that it reads, as of the last load
 	Failing bool // the primary did not answer the last query
 	Stats   Stats
 }

@@ -540,6 +540,7 @@ func (a *Authenticator) resolve(ctx context.Context) (*watch.Catalog, error) {
 		}
 		return nil, fmt.Errorf("%w: %w", errMapping, err)
 	}
+	a.watched(ctx, a.cfg.Pool, "") // said at the start, not at the first load
 	if a.catalog.CompareAndSwap(nil, c) {
 		for _, warning := range c.Warnings {
 			a.log.WarnContext(ctx, "mapping works, with a reservation", "reservation", warning)

@@ -3,8 +3,6 @@ package authlib
 import (
 	"context"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/authfence/authfence/watch"
 )
 
@@ -23,12 +21,12 @@ type mappingVerdict struct {
 // watches there never is one. So a row of such a time lives on its own read (rule
 // 19), on this node and until it is read again: a migration that has the triggers
 // watch less names every ref in the same transaction.
-func (a *Authenticator) watched(ctx context.Context, conn *pgxpool.Conn, digest string) bool {
+func (a *Authenticator) watched(ctx context.Context, db watch.Querier, digest string) bool {
 	if v := a.mapping.Load(); v != nil && v.digest == digest {
 		return v.fits
 	}
 	var now, installed *string
-	if err := conn.QueryRow(ctx, watch.WatchedQuery()).Scan(&now, &installed); err != nil {
+	if err := db.QueryRow(ctx, watch.WatchedQuery()).Scan(&now, &installed); err != nil {
 		a.log.DebugContext(ctx, "what the triggers watch cannot be read", "err", safeError(err))
 		return false
 	}

@@ -18,6 +18,9 @@ func TestWatched_ColumnsThatNoTriggerWatchesLiveOnTheirOwnRead(t *testing.T) {
 	cfg.Watch = watch.DefaultConfig()
 	cfg.Watch.Organization.Load = []string{"name", "created_at"}
 	a := ready(t, start(t, cfg))
+	if st := a.Status(); st.Watched {
+		t.Errorf("before the first load it is not known: %+v", st)
+	}
 	token := newToken()
 	s.newKey(token)
 	res, err := a.AuthenticateWith(within(t), token, Request{})
@@ -73,6 +76,9 @@ func TestWatched_TriggersMayWatchMore(t *testing.T) {
 	cfg.Watch = watch.DefaultConfig()
 	cfg.Watch.APIKey.Load, cfg.Watch.Organization.Load = nil, nil
 	a := ready(t, start(t, cfg))
+	if st := a.Status(); !st.Watched {
+		t.Errorf("before the first load it is not known: %+v", st)
+	}
 	token := newToken()
 	s.newKey(token)
 	mustAuth(t, a, token)
