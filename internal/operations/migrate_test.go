@@ -18,6 +18,7 @@ import (
 // The triggers are installed beside writers who go on, one of whom keeps a
 // transaction open; then the first nodes come, and may rely on them.
 func TestMigrate_FirstInstallOnALiveSystem(t *testing.T) {
+	t.Parallel()
 	ctx := within(t)
 	s, b := site(t, nil), current.binaries(t)
 	check(t, migrations.Down(ctx, s.PostgresURL, migrations.Options{})) // leaves the tables
@@ -50,9 +51,10 @@ func TestMigrate_FirstInstallOnALiveSystem(t *testing.T) {
 // whole system runs. The triggers are replaced, the caches begin a fresh epoch,
 // once; a repetition changes nothing.
 func TestMigrate_ChangedMappingUnderLoad(t *testing.T) {
+	t.Parallel()
 	ctx := within(t)
 	s, b := site(t, nil), current.binaries(t)
-	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Users: 6, Think: 2 * time.Millisecond}))
 	must[*Process](t)(s.Listen(ctx, b, "listen"))
 	var nodes []*Process
 	for i := range 3 {

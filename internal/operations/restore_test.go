@@ -27,8 +27,10 @@ import (
 // that the stream still holds, and only then is the door opened. Without that
 // step the restored database's word counts, and the key works again.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	for _, replay := range []bool{true, false} {
 		t.Run(map[bool]string{true: "revocations replayed first", false: "door opened at once"}[replay], func(t *testing.T) {
+			t.Parallel()
 			ctx := within(t)
 			server := testenv.OwnPostgres(t, testenv.PostgresOptions{})
 			url := testenv.DatabaseOn(t, server)

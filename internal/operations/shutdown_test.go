@@ -22,11 +22,13 @@ import (
 // a slow primary. They are answered, since the HTTP server drains before authlib
 // ends; the service that has it the other way round turns them away.
 func TestShutdown_NodeAnswersWhatItHasTaken(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, change string
 		good         bool
 	}{{"the server drains first", "OPERATIONS_HASTY=", true}, {"authlib ends first", "OPERATIONS_HASTY=1", false}} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			ctx := within(t)
 			s, b := site(t, nil), current.binaries(t)
 			load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{}))
@@ -71,9 +73,10 @@ func TestShutdown_NodeAnswersWhatItHasTaken(t *testing.T) {
 // TestShutdown_RollingRestartOfNodes restarts every node under load, three times
 // over, behind a balancer that only knows to try another one.
 func TestShutdown_RollingRestartOfNodes(t *testing.T) {
+	t.Parallel()
 	ctx := within(t)
 	s, b := site(t, nil), current.binaries(t)
-	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Users: 6, Think: 2 * time.Millisecond}))
 	must[*Process](t)(s.Listen(ctx, b, "listen"))
 	var nodes []*Process
 	for i := range 3 {
@@ -103,9 +106,10 @@ func TestShutdown_RollingRestartOfNodes(t *testing.T) {
 // TestShutdown_ListenerHandsOver stops the leader again and again under load,
 // and measures for how long nobody leads.
 func TestShutdown_ListenerHandsOver(t *testing.T) {
+	t.Parallel()
 	ctx := within(t)
 	s, b := site(t, nil), current.binaries(t)
-	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Users: 6, Think: 2 * time.Millisecond}))
 	listeners := []*Process{must[*Process](t)(s.Listen(ctx, b, "listen-1")), must[*Process](t)(s.Listen(ctx, b, "listen-2"))}
 	var nodes []*Process
 	for i := range 2 {

@@ -20,6 +20,7 @@ import (
 // writes another version of events, one by one and under load: in the order of
 // docs/operations.md, in the other one, and back again.
 func TestRollingUpgrade(t *testing.T) {
+	t.Parallel()
 	from, to := current.binaries(t), nextRelease.binaries(t)
 	for _, c := range []struct {
 		name           string
@@ -33,9 +34,10 @@ func TestRollingUpgrade(t *testing.T) {
 		{name: "back, nodes first", from: to, to: from, mixed: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			ctx := within(t)
 			s := site(t, nil)
-			load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+			load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Users: 6, Think: 2 * time.Millisecond}))
 			var listeners, nodes []*Process
 			for i := range 2 {
 				listeners = append(listeners, must[*Process](t)(s.Listen(ctx, c.from, fmt.Sprintf("listen-%d", i+1))))
@@ -109,9 +111,10 @@ func TestRollingUpgrade(t *testing.T) {
 // The new node is a plain cache until they do, and not wrong for longer than that
 // allows; the old ones notice nothing but the fresh epoch.
 func TestRollingUpgrade_ChangedMapping(t *testing.T) {
+	t.Parallel()
 	ctx := within(t)
 	s, b := site(t, nil), current.binaries(t)
-	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Think: time.Millisecond}))
+	load := must[*Load](t)(NewLoad(ctx, s, LoadOptions{Users: 6, Think: 2 * time.Millisecond}))
 	must[*Process](t)(s.Listen(ctx, b, "listen"))
 	old := must[*Process](t)(s.Node(ctx, b, "old"))
 	check(t, old.Fresh(ctx))
