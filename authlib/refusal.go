@@ -58,7 +58,7 @@ func (f *Refusal) Write(w http.ResponseWriter, realm string) {
 	if f.Detail != "" {
 		body += `,"error_description":` + strconv.QuoteToASCII(f.Detail)
 	}
-	_, _ = w.Write([]byte(body + "}\n")) // the caller went away: nobody to tell
+	_, _ = w.Write([]byte(body + "}\n")) // #nosec G705 -- JSON, quoted, nosniff; if the caller went away there is nobody to tell
 }
 
 // wwwAuthenticate is RFC 6750, section 3: no code where no token was given.

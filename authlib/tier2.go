@@ -206,7 +206,7 @@ func jitter(d time.Duration) time.Duration {
 	if d < 10 {
 		return d
 	}
-	return d - rand.N(d/10)
+	return d - rand.N(d/10) // #nosec G404 -- jitter
 }
 
 // readRemote is one of the workers that ask Redis for what is not in L1.

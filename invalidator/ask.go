@@ -193,7 +193,7 @@ func jitter(span time.Duration) time.Duration {
 	if span <= 0 {
 		return 0
 	}
-	return mrand.N(span)
+	return mrand.N(span) // #nosec G404 -- jitter
 }
 
 func later(a, b time.Time) time.Time {

@@ -145,7 +145,7 @@ func (s *session) awaitLead(ctx context.Context) error {
 // ending the session as idle.
 func (s *session) standbyPause() time.Duration {
 	pause := min(standbyPause, s.l.settings.SessionTimeout/4)
-	return pause/2 + rand.N(pause)
+	return pause/2 + rand.N(pause) // #nosec G404 -- jitter
 }
 
 func (s *session) tryLock(ctx context.Context) (leads bool, err error) {

@@ -33,7 +33,7 @@ var _ kong.Resolver = (*file)(nil)
 func loadFile(args []string) (*file, error) {
 	path, given := configPath(args)
 	f := &file{path: path, watch: watch.DefaultConfig()}
-	body, err := os.ReadFile(path)
+	body, err := os.ReadFile(path) // #nosec G304 G703 -- the user names the file to read, with the rights of the user
 	if errors.Is(err, fs.ErrNotExist) && !given {
 		return f, nil
 	}
