@@ -52,14 +52,18 @@ func (c *claims) release(names []string) {
 	c.changed = make(chan struct{})
 }
 
-// anyNode draws a node, one that nobody has claimed if there is one: a fault may
-// have a node in hand for minutes.
-func (w *World) anyNode(random *rand.Rand) *Node {
+// life is what is claimed by who needs a process not to end, while all else may
+// happen to it, and by who ends one.
+func life(name string) string { return name + " lives" }
+
+// mortal draws a node whose life nobody has claimed, if there is one: that may
+// last for minutes.
+func (w *World) mortal(random *rand.Rand) *Node {
 	first := random.IntN(len(w.Nodes))
 	w.claims.mu.Lock()
 	defer w.claims.mu.Unlock()
 	for i := range w.Nodes {
-		if n := w.Nodes[(first+i)%len(w.Nodes)]; !w.claims.held[n.name] {
+		if n := w.Nodes[(first+i)%len(w.Nodes)]; !w.claims.held[life(n.name)] {
 			return n
 		}
 	}

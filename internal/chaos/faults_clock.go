@@ -35,7 +35,7 @@ var steps = []time.Duration{
 }
 
 func nodeClockStepped(ctx context.Context, w *World, random *rand.Rand) error {
-	n := w.anyNode(random)
+	n := pick(random, w.Nodes)
 	release, err := w.Claim(ctx, n.name)
 	if err != nil {
 		return err

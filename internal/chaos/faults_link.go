@@ -62,7 +62,7 @@ func linkFaults() (all []Fault) {
 			return breakLinks(ctx, "nats", links, (*testenv.Link).Cut, between(random, time.Second, 3*w.Options.MaxStaleness))
 		}},
 		Fault{Kind: "all links of a node cut", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
-			n := w.anyNode(random)
+			n := pick(random, w.Nodes)
 			release, err := w.Claim(ctx, n.name)
 			if err != nil {
 				return err
@@ -103,7 +103,7 @@ func (w *World) onLinks(ctx context.Context, random *rand.Rand, process, kind st
 	}
 	switch process {
 	case "node":
-		return run(w.anyNode(random).name)
+		return run(pick(random, w.Nodes).name)
 	case "listener":
 		return w.withLeader(ctx, func(p *Process, _ func()) error { return run(p.name) })
 	}

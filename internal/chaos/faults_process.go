@@ -13,10 +13,10 @@ import (
 func processFaults() []Fault {
 	return []Fault{
 		{Kind: "node killed", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
-			return w.killed(ctx, w.anyNode(random).Process, between(random, 0, time.Second))
+			return w.killed(ctx, w.mortal(random).Process, between(random, 0, time.Second))
 		}},
 		{Kind: "node paused", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
-			return w.paused(ctx, w.anyNode(random).Process, between(random, w.Options.MaxStaleness/2, 2*w.Options.MaxStaleness))
+			return w.paused(ctx, pick(random, w.Nodes).Process, between(random, w.Options.MaxStaleness/2, 2*w.Options.MaxStaleness))
 		}},
 		{Kind: "leading listener killed", Short: true, Run: func(ctx context.Context, w *World, random *rand.Rand) error {
 			return w.withLeader(ctx, func(p *Process, _ func()) error {
@@ -64,7 +64,7 @@ func processFaults() []Fault {
 
 // killed kills a process and starts it again.
 func (w *World) killed(ctx context.Context, p *Process, down time.Duration) error {
-	release, err := w.Claim(ctx, p.name)
+	release, err := w.Claim(ctx, p.name, life(p.name))
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func streamName() string { return event.Subjects{}.Stream() }
 
 // cutOff cuts a node off NATS for as long as do takes, and lets it come back.
 func (w *World) cutOff(ctx context.Context, random *rand.Rand, claims []string, do func() error) error {
-	n := w.anyNode(random)
+	n := pick(random, w.Nodes)
 	var links []*testenv.Link
 	claims = append(slices.Clone(claims), n.name)
 	for _, s := range w.NATS {

@@ -131,8 +131,8 @@ func (w *World) poisoned(ctx context.Context) map[string]uint64 {
 // slowFill has a node read a key's row, revokes the key while nobody goes on
 // with what was read, holds it, and lets it go: it must not be cached (rule 16).
 func slowFill(ctx context.Context, w *World, random *rand.Rand, length time.Duration) error {
-	n := w.anyNode(random)
-	release, err := w.Claim(ctx, n.name)
+	n := w.mortal(random)
+	release, err := w.Claim(ctx, life(n.name))
 	if err != nil {
 		return err
 	}
