@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -56,7 +56,9 @@ func (o LoadOptions) withDefaults() LoadOptions {
 }
 
 // Load is the users and the writers of a site. Users go through a balancer as
-// simple as they come: the next node, and another one if a connection is refused.
+// simple as they come: the next node, and another one if a connection is refused,
+// or closed before an answer: what stands in the kernel's queue when a process
+// closes its socket was never seen by it.
 type Load struct {
 	options LoadOptions
 	site    *Site
@@ -271,13 +273,18 @@ func (l *Load) ask(token string, wanted *demand) (status int, body map[string]st
 	first := int(l.next.Add(1) % uint64(len(nodes)))
 	for i := range nodes {
 		status, body, err = l.askNode(nodes[(first+i)%len(nodes)], token, wanted)
-		var refused *net.OpError
-		if err == nil || !errors.As(err, &refused) || refused.Op != "dial" {
+		if err == nil || !unanswered(err) {
 			return status, body, err
 		}
 		l.moved.Add(1)
 	}
 	return status, body, err
+}
+
+// unanswered reports whether the connection was refused, or ended before a byte
+// of an answer: a GET may then be sent elsewhere, as balancers do by default.
+func unanswered(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
 }
 
 func (l *Load) askNode(node *Process, token string, wanted *demand) (int, map[string]string, error) {
@@ -296,7 +303,7 @@ func (l *Load) askNode(node *Process, token string, wanted *demand) (int, map[st
 	defer response.Body.Close()
 	b, err := io.ReadAll(response.Body)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, fmt.Errorf("answer cut off: %v", err) // not wrapped: it is no unanswered request
 	}
 	var body map[string]string
 	if err := json.Unmarshal(b, &body); err != nil {
