@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
+	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
 )
@@ -127,6 +128,43 @@ func TestNATS_NodeCannotHaveTheListenerPublishForIt(t *testing.T) {
 		if strings.Contains(strings.ToLower(l.log.String()), "permission") {
 			t.Errorf("%s tried to publish what it may not", l.name)
 		}
+	}
+}
+
+// The server itself sends the answer of JetStream's API wherever the asker says, and asks for no permission: so a node can
+// have it repeat on the subject of events what is in the stream, or say what no node can read. Neither changes anything.
+func TestNATS_WhatTheServerReflectsChangesNothing(t *testing.T) {
+	s := theSite(t)
+	n := s.service(t, "reflected-upon", nil)
+	kept, revoked := s.newKey(t), s.newKey(t)
+	s.barrier(t)
+	n.want(t, kept, nil)
+	n.want(t, revoked, nil)
+	before := n.Status().Node.Stats
+	c := s.as(t, event.RoleNode)
+	for subject, body := range map[string]string{
+		"$JS.API.STREAM.INFO.AUTHFENCE":                                      "",
+		"$JS.API.DIRECT.GET.AUTHFENCE":                                       `{"last_by_subj":"authfence.event"}`,
+		"$JS.API.STREAM.MSG.GET.AUTHFENCE":                                   `{"last_by_subj":"authfence.event"}`,
+		"$JS.API.CONSUMER.CREATE.AUTHFENCE.reflector.authfence.event":        `{"v":1,"epoch":"b1946ac92492d234","pos":"999-1","prev":"0-0","changes":[]}`,
+		"$JS.API.CONSUMER.INFO.AUTHFENCE.authfence-unlink":                   "",
+		"$JS.API.CONSUMER.DELETE.AUTHFENCE.no-such-consumer-as-far-as-known": "",
+	} {
+		if err := c.PublishMsg(&nats.Msg{Subject: subject, Reply: subjects.Event(), Data: []byte(body)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the node met what it cannot read, and what it knew", func() bool {
+		now := n.Status().Node.Stats
+		return now.Poison > before.Poison && now.Old > before.Old
+	})
+	c.wantNoRefusal()
+	s.revoke(t, revoked)
+	s.barrier(t)
+	n.want(t, kept, nil)
+	n.want(t, revoked, authlib.ErrRevoked)
+	if after := n.Status().Node.Stats; after.Resets() != before.Resets() {
+		t.Errorf("it began anew: %+v, then %+v", before, after)
 	}
 }
 
