@@ -250,6 +250,51 @@ func TestNATS_NobodyComesInWithoutTLS(t *testing.T) {
 	}
 }
 
+// A key that is taken out of site.conf is out with the reload, also for who is connected; one that is added is in.
+func TestNATS_KeysRotateByReload(t *testing.T) {
+	s := theSite(t)
+	site := filepath.Join(s.dir, "site.conf")
+	before, err := os.ReadFile(site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reload := func(body []byte) {
+		t.Helper()
+		if err := os.WriteFile(site, body, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.nats.Server().Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := func() (*nats.Conn, error) {
+		return nats.Connect(s.natsURL(), nats.RootCAs(s.authority.file()), nats.Nkey(public, pair.Sign), nats.NoReconnect())
+	}
+	other := s.as(t, "observer") // of a key that stays
+	reload(bytes.Replace(before, []byte("CLIENTS: ["), []byte("CLIENTS: [\n  { nkey: "+public+", permissions: $MAY_OBSERVER }"), 1))
+	nc, err := join()
+	if err != nil {
+		t.Fatalf("the new key: %v", err)
+	}
+	defer nc.Close()
+	reload(before)
+	eventually(t, "the connection is closed", nc.IsClosed)
+	if _, err := join(); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("the old key: %v", err)
+	}
+	if other.Stats().Reconnects != 0 || !other.IsConnected() {
+		t.Error("a client of another key was cut")
+	}
+}
+
 // A server that cannot prove its name gets neither asks nor a place to send events from.
 func TestNATS_ImpostorsAreRefusedByTheClients(t *testing.T) {
 	s := theSite(t)

@@ -176,9 +176,6 @@ func (s *site) startNATS(ctx context.Context) error {
 		}
 		words[`"U`+strings.ToUpper(role)+`"`] = public
 	}
-	if _, err := s.fill("nats/site.conf.example", "site.conf", words); err != nil {
-		return err
-	}
 	if _, err := s.fill("nats/permissions.conf", "permissions.conf", nil); err != nil {
 		return err
 	}
@@ -186,15 +183,19 @@ func (s *site) startNATS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	file, err := server.ProcessConfigFile(config)
-	if err != nil {
-		return err
-	}
+	var refused error
 	s.nats, err = testenv.StartNATS(ctx, testenv.NATSOptions{Configure: func(options *server.Options) {
-		file.Host, file.Port, file.NoSigs, file.NoLog = options.Host, options.Port, options.NoSigs, options.NoLog
+		words["0.0.0.0:4222"] = "127.0.0.1:" + strconv.Itoa(options.Port)
+		_, refused = s.fill("nats/site.conf.example", "site.conf", words)
+		file, err := server.ProcessConfigFile(config)
+		if err != nil {
+			refused = errors.Join(refused, err)
+			return
+		}
+		file.NoSigs, file.NoLog = options.NoSigs, options.NoLog
 		*options = *file
 	}})
-	return err
+	return errors.Join(refused, err)
 }
 
 // startRedis runs redis.conf as it is, with users.acl.example filled in.
