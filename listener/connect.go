@@ -29,8 +29,10 @@ var (
 	// ErrStandby: the server is in recovery. Connect to the primary.
 	ErrStandby = errors.New("the server is a standby: connect to the primary, or give all hosts and target_session_attrs=read-write")
 
-	// ErrPooler: notifications do not arrive. Connect directly or set NotifyOff.
-	ErrPooler = errors.New("a NOTIFY to this session did not arrive, as behind a pooler in transaction mode (PgBouncer): connect to Postgres directly, or through a pooler in session mode")
+	// ErrPooler: the session is not the listener's own, as behind a pooler in
+	// transaction mode: notifications do not arrive, or its prepared statements
+	// meet others. Connect directly.
+	ErrPooler = errors.New("this session of postgres is shared, as behind a pooler in transaction mode (PgBouncer): connect to Postgres directly, or through a pooler in session mode")
 
 	// ErrServer: the server or the login is not what it should be.
 	ErrServer = errors.New("postgres refuses this configuration")
@@ -85,9 +87,8 @@ func newDialer(timeout time.Duration) *dialer {
 	}}
 }
 
-// connect opens one connection with the settings by which the server ends a
-// session that has fallen silent.
-func (s *session) connect(ctx context.Context, role string) (*pgx.Conn, error) {
+// connect opens one connection.
+func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := s.l.settings.postgres.Copy()
 	cfg.ConnectTimeout = s.l.settings.SessionTimeout
 	cfg.DialFunc = s.dialer.dial
@@ -105,10 +106,20 @@ func (s *session) connect(ctx context.Context, role string) (*pgx.Conn, error) {
 		return nil, explain("connect to postgres", err)
 	}
 	s.conns = append(s.conns, conn)
+	return conn, nil
+}
+
+// configure makes the settings by which the server ends a session that has fallen
+// silent. It is for a session that is known to be ours: a pooler in transaction
+// mode would hand them, synchronous_commit=off with the rest, to whoever gets the
+// server's session next.
+func (s *session) configure(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.l.settings.SessionTimeout)
+	defer cancel()
 	timeout := strconv.FormatInt(s.l.settings.SessionTimeout.Milliseconds(), 10)
 	// Set after the start, not with it: a pooler would refuse unknown startup
 	// parameters with words that help nobody.
-	_, err = conn.Exec(ctx, `SELECT set_config('application_name', $1, false),
+	_, err := s.conn.Exec(ctx, `SELECT set_config('application_name', $1, false),
 		set_config('search_path', 'pg_catalog', false),
 		set_config('idle_session_timeout', $2, false),
 		set_config('idle_in_transaction_session_timeout', $2, false),
@@ -118,13 +129,13 @@ func (s *session) connect(ctx context.Context, role string) (*pgx.Conn, error) {
 		set_config('default_transaction_isolation', 'read committed', false),
 		set_config('default_transaction_read_only', 'off', false),
 		set_config('synchronous_commit', 'off', false)`,
-		"authfence "+role+" "+s.l.settings.Name, timeout,
+		"authfence relay "+s.l.settings.Name, timeout,
 		strconv.FormatInt(s.lockTimeout().Milliseconds(), 10),
 		strconv.FormatInt(s.drainTimeout().Milliseconds(), 10))
 	if err != nil {
-		return nil, explain("configure session", err)
+		return explain("configure session", err)
 	}
-	return conn, nil
+	return nil
 }
 
 // lockTimeout outlasts the leader before us, whom the server ends after
@@ -141,8 +152,10 @@ func (s *session) inspect(ctx context.Context) error {
 	var version int
 	var standby, schema bool
 	var pid uint32
+	// Without a name for the statement: that would be left behind in a pooler's
+	// session, for the next one to meet.
 	err := s.conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
-		to_regclass('authfence.relay') IS NOT NULL, pg_backend_pid()`).Scan(&version, &standby, &schema, &pid)
+		to_regclass('authfence.relay') IS NOT NULL, pg_backend_pid()`, pgx.QueryExecModeExec).Scan(&version, &standby, &schema, &pid)
 	switch {
 	case err != nil:
 		return explain("inspect server", err)
@@ -163,19 +176,18 @@ func (s *session) inspect(ctx context.Context) error {
 // listen proves that a NOTIFY of another session reaches this one. A pooler in
 // transaction mode takes LISTEN without a word, and then nothing ever arrives.
 func (s *session) listen(ctx context.Context) error {
-	// Shorter than what the server bears: the session may not idle out here.
 	ctx, cancel := context.WithTimeout(ctx, s.l.settings.SessionTimeout*2/3)
 	defer cancel()
 	if _, err := s.conn.Exec(ctx, "LISTEN "+s.l.channel); err != nil {
 		return explain("listen", err)
 	}
 	// Through a pooler a session may well hear itself: it takes another one.
-	other, err := s.connect(ctx, "probe")
+	other, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	s.probe = "probe " + rand.Text()
-	if _, err := other.Exec(ctx, "SELECT pg_notify($1, $2)", channel, s.probe); err != nil {
+	if _, err := other.Exec(ctx, "SELECT pg_notify($1, $2)", pgx.QueryExecModeExec, channel, s.probe); err != nil {
 		return explain("notify", err)
 	}
 	if err := other.Close(ctx); err != nil {
@@ -184,7 +196,7 @@ func (s *session) listen(ctx context.Context) error {
 	for s.probe != "" {
 		switch err := s.conn.PgConn().WaitForNotification(ctx); {
 		case pgconn.Timeout(err):
-			return ErrPooler
+			return fmt.Errorf("a NOTIFY did not arrive: %w", ErrPooler)
 		case err != nil:
 			return explain("wait for the probe's notification", err)
 		}
@@ -277,6 +289,8 @@ func explain(doing string, err error) error {
 		sentinel = ErrSchema
 	case "42501": // insufficient privilege
 		sentinel = ErrPrivilege
+	case "42P05", "26000": // a prepared statement that is there already, or is not: the names are unique in a session
+		sentinel = ErrPooler
 	case "25006": // read-only transaction
 		sentinel = ErrStandby
 	case "28000", "28P01", "3D000", "42704", "22023": // login, database, setting

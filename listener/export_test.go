@@ -19,6 +19,9 @@ func (l *Listener) SetHooks(h Hooks) {
 // in effect does.
 func (l *Listener) ListenOn(channel string) { l.channel = channel }
 
+// Explain is what becomes of an error of Postgres.
+func Explain(err error) error { return explain("test", err) }
+
 // The statements of a drain, for the floor of the benchmark and for tests of
 // what they promise.
 const (

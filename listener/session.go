@@ -98,7 +98,7 @@ func (s *session) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if s.conn, err = s.connect(ctx, "relay"); err != nil {
+	if s.conn, err = s.connect(ctx); err != nil {
 		return err
 	}
 	if err := s.inspect(ctx); err != nil {
@@ -110,7 +110,7 @@ func (s *session) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	return s.configure(ctx)
 }
 
 // awaitLead tries for the lead until it has it. It never waits inside a

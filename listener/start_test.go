@@ -2,6 +2,7 @@ package listener_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net/url"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
@@ -80,6 +83,36 @@ func TestStart_NotificationsThatDoNotArriveAreAnError(t *testing.T) {
 	l.ListenOn("elsewhere")
 	if err := l.Run(e.context()); !errors.Is(err, listener.ErrPooler) || !strings.Contains(err.Error(), "PgBouncer") {
 		t.Errorf("Run returned %v", err)
+	}
+}
+
+// What a pooler's sessions would keep, for whoever gets them next, is left alone
+// until the session has shown to be ours: settings and named statements.
+func TestStart_LeavesNothingInASessionThatMayBeShared(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	cfg := e.config()
+	cfg.SessionTimeout = 10 * time.Second
+	l := e.newListener(cfg)
+	l.ListenOn("elsewhere") // the probe waits
+	ctx, stop := context.WithCancel(e.context())
+	ran := make(chan error, 1)
+	go func() { ran <- l.Run(ctx) }()
+	defer func() { stop(); <-ran }()
+	const probing = `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'`
+	eventually(t, "the session listens", func() bool { return e.queryText(probing) == "1" })
+	if n := e.queryText(`SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'authfence%'`); n != "0" {
+		t.Error("the session was configured before it was known to be the listener's own")
+	}
+}
+
+// Where no probe tells, a statement's name does: in a session of one's own it is
+// neither taken nor lost.
+func TestStart_AStatementOfSomebodyElseMeansAPooler(t *testing.T) {
+	for _, code := range []string{"42P05", "26000"} {
+		if err := listener.Explain(&pgconn.PgError{Code: code}); !errors.Is(err, listener.ErrPooler) {
+			t.Errorf("%s: %v", code, err)
+		}
 	}
 }
 
