@@ -36,7 +36,7 @@ func (f Fault) In(shape Shape) bool { return len(f.Shapes) == 0 || slices.Contai
 // families of faults, one a file.
 var families = []func() []Fault{
 	processFaults, linkFaults, writeFaults,
-	pastFaults, triggerFaults, redisFaults, streamFaults, diskFaults, clockFaults,
+	pastFaults, triggerFaults, redisFaults, streamFaults, diskFaults, clockFaults, poolerFaults,
 }
 
 // Faults are all kinds, in a fixed order.

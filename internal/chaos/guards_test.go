@@ -3,6 +3,8 @@ package chaos
 import (
 	"context"
 	"flag"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/authfence/authfence/internal/mutant"
 )
+
+var keptBinaries = flag.String("chaos.guards.binaries", "", "directory in which binaries of an earlier run are found, or else kept for a later one")
 
 var allGuards = flag.Bool("chaos.guards", false, "take off every guard that a scenario is there for, not only those that the tests must catch")
 
@@ -37,14 +41,8 @@ func open(ctx context.Context, t *testing.T, binaries Binaries, off []string) *s
 func TestGuards(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	whole, err := Build(ctx, t.TempDir(), mutant.Build{}, Binaries{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	switched, err := Build(ctx, t.TempDir(), mutant.Build{Guards: true}, Binaries{NATS: whole.NATS})
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := built(ctx, t, "whole", mutant.Build{}, Binaries{})
+	switched := built(ctx, t, "switched", mutant.Build{Guards: true}, Binaries{NATS: whole.NATS})
 	t.Run("all on", func(t *testing.T) { nothingFound(ctx, t, whole, "") })
 	t.Run("all on but the advisory lock", func(t *testing.T) { nothingFound(ctx, t, switched, "advisory lock") })
 	for _, sc := range scenarios {
@@ -54,6 +52,28 @@ func TestGuards(t *testing.T) {
 			}
 		}
 	}
+}
+
+// built builds a variant, or takes it from where an earlier run kept it.
+func built(ctx context.Context, t *testing.T, name string, variant mutant.Build, have Binaries) Binaries {
+	t.Helper()
+	dir := t.TempDir()
+	if *keptBinaries != "" {
+		dir = filepath.Join(*keptBinaries, name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for file, path := range map[string]*string{"authfence": &have.Authfence, "run": &have.Chaos, "nats-server": &have.NATS} {
+			if _, err := os.Stat(filepath.Join(dir, file)); err == nil && *path == "" {
+				*path = filepath.Join(dir, file)
+			}
+		}
+	}
+	binaries, err := Build(ctx, dir, variant, have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binaries
 }
 
 // nothingFound plays all scenarios of a base in one World.

@@ -101,7 +101,7 @@ func TestCheck_LeavesADoubtfulCommitOpenUntilItIsReadBack(t *testing.T) {
 	if err := lost.ReadBack(0, 100*ms, 300*ms); err != nil {
 		t.Fatal(err)
 	}
-	if r := judged(t, lost, good(50*ms), good(350*ms), good(900*ms), gone(350*ms)); r.Violations != 0 || r.Reverts != 1 {
+	if r := judged(t, lost, good(50*ms), good(350*ms), good(900*ms), gone(350*ms)); r.Violations != 0 || r.Reverts != 1 || r.Doubtful != 0 {
 		t.Errorf("it did not take place: %+v", r)
 	}
 	if r := judged(t, lost, gone(351*ms)); r.Violations != 1 {

@@ -29,6 +29,7 @@ type Row struct {
 type state struct {
 	version    int32
 	sent, done time.Duration
+	undone     bool // it was found not to hold, by reading back what was in doubt
 }
 
 const (
@@ -77,6 +78,7 @@ func (r *Row) ReadBack(version int, since, done time.Duration) error {
 		last.done = min(last.done, done)
 		return nil
 	}
+	last.undone = true
 	r.life = append(r.life, state{version: int32(version), sent: since, done: done})
 	r.reverts++
 	return nil

@@ -32,7 +32,9 @@ func (r *Report) count(row *Row) {
 	for _, s := range row.life[1:] {
 		switch {
 		case s.done == undecided:
-			r.Doubtful++
+			if !s.undone {
+				r.Doubtful++
+			}
 		case row.refuses[s.version]:
 			r.Revocations++
 		}
@@ -95,13 +97,13 @@ func (r *Report) fault(f FaultReport) {
 // Table is the report by kind of fault, for people.
 func (r Report) Table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-36s %5s %9s %8s %10s %12s %12s\n", "fault", "times", "answers", "503", "violations", "staleness", "recovery")
+	fmt.Fprintf(&b, "%-52s %5s %9s %8s %10s %12s %12s\n", "fault", "times", "answers", "503", "violations", "staleness", "recovery")
 	for _, f := range r.Faults {
 		recovery := f.Recovery.Round(time.Millisecond).String()
 		if f.Unrecovered > 0 {
 			recovery = fmt.Sprintf("%d not", f.Unrecovered)
 		}
-		fmt.Fprintf(&b, "%-36s %5d %9d %8d %10d %12s %12s\n", f.Kind, f.Times, f.Answers, f.Unavailable, f.Violations,
+		fmt.Fprintf(&b, "%-52s %5d %9d %8d %10d %12s %12s\n", f.Kind, f.Times, f.Answers, f.Unavailable, f.Violations,
 			f.Worst.Round(100*time.Microsecond), recovery)
 	}
 	return b.String()
