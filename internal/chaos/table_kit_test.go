@@ -91,13 +91,12 @@ func sharedWorld(ctx context.Context, t *testing.T, shape Shape) *World {
 			t.Fatal(err)
 		}
 	}
-	if shared.binaries.NATS == "" {
-		must(buildShared(ctx))
-	}
+	binaries, err := SharedBinaries(ctx)
+	must(err)
 	dir, err := os.MkdirTemp("", "authfence-table-world-")
 	must(err)
 	w, err := Start(ctx, Options{
-		Dir: dir, Seed: 3, Shape: shape, Binaries: shared.binaries, LoadTimeout: 20 * time.Second,
+		Dir: dir, Seed: 3, Shape: shape, Binaries: binaries, LoadTimeout: 20 * time.Second,
 		Organizations: tableOrganizations, KeysOf: tableKeysOf, Workers: 2, Rate: 400,
 	})
 	if err != nil {
@@ -106,6 +105,16 @@ func sharedWorld(ctx context.Context, t *testing.T, shape Shape) *World {
 	}
 	shared.worlds[shape] = w
 	return w
+}
+
+// SharedBinaries are those of all tests, but for those that take guards off.
+func SharedBinaries(ctx context.Context) (Binaries, error) {
+	if shared.binaries.NATS == "" {
+		if err := buildShared(ctx); err != nil {
+			return Binaries{}, err
+		}
+	}
+	return shared.binaries, nil
 }
 
 // buildShared builds the binaries, with guards off if that was asked for. Of the

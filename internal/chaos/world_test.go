@@ -11,9 +11,13 @@ import (
 // start starts a World for one test.
 func start(t *testing.T, options chaos.Options) (context.Context, *chaos.World) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // a build may be among it
 	t.Cleanup(cancel)
-	options.Dir = t.TempDir()
+	binaries, err := chaos.SharedBinaries(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.Binaries, options.Dir = binaries, t.TempDir()
 	options.Logf = t.Logf
 	w, err := chaos.Start(ctx, options)
 	if err != nil {
