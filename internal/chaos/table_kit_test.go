@@ -347,9 +347,15 @@ func (s *script) revokedWithinBound(key int, nodes ...*Node) {
 	s.Helper()
 	s.must(s.w.Revoke(s.ctx, key))
 	time.Sleep(s.bound) // the promise itself
+	s.refusedBy(key, nodes...)
+}
+
+// refusedBy has each of the nodes refuse a key, now.
+func (s *script) refusedBy(key int, nodes ...*Node) {
+	s.Helper()
 	for _, n := range nodes {
 		if a := s.ask(n, key); a.Outcome != refused {
-			s.Errorf("%s answered %q (%s, from %s) longer after the revocation than the bound", n.name, a.Outcome, a.Reason, a.Source)
+			s.Errorf("%s answered %q for key %d, which is revoked (%s, from %s)", n.name, a.Outcome, key, a.Reason, a.Source)
 		}
 	}
 }

@@ -62,7 +62,8 @@ func TestFailureTable_ListenerDeadHungPartitioned(t *testing.T) {
 			begun := time.Now()
 			way.fail(s, leader)
 			// Nobody promises an event now; the bound holds all the same.
-			s.revokedWithinBound(key, s.nodes...)
+			s.must(s.w.Revoke(s.ctx, key))
+			revoked := time.Now()
 			term := s.leads(other, was.Term)
 			s.Logf("term %d after term %d, %s after the failure", term, was.Term, time.Since(begun).Round(time.Millisecond))
 			s.until("leases of the new leader", func() bool {
@@ -74,6 +75,8 @@ func TestFailureTable_ListenerDeadHungPartitioned(t *testing.T) {
 				return true
 			})
 			s.Logf("leases of the new leader on every node %s after the failure", time.Since(begun).Round(time.Millisecond))
+			time.Sleep(time.Until(revoked.Add(s.bound)))
+			s.refusedBy(key, s.nodes...)
 			for i, st := range s.statuses() {
 				if st.Node.Applied.Epoch != before[i].Node.Applied.Epoch || st.Node.Stats.ResetsEpoch != before[i].Node.Stats.ResetsEpoch {
 					s.Errorf("%s began a new epoch for another listener", s.nodes[i].name)
@@ -444,20 +447,25 @@ func (s *script) samePIDs(was []int) {
 // A node restarts: floors are replayed, then the lease.
 func TestFailureTable_NodeRestarts(t *testing.T) {
 	s := play(t, Single)
-	const kept, superseded = scriptKey + 13, scriptKey + 14
-	s.good(kept, superseded)
+	// Several of each: a read of Redis may time out on a busy machine.
+	kept, superseded := []int{scriptKey + 11, scriptKey + 12, scriptKey + 13}, []int{scriptKey + 8, scriptKey + 9, scriptKey + 10}
+	s.good(append(kept, superseded...)...)
 	n, other := s.nodes[0], s.nodes[1]
 	client := s.w.redisClient()
 	defer client.Close()
-	s.inRedis(client, other, kept, superseded)
-	old, err := client.Get(s.ctx, s.w.redisKey(superseded)).Bytes()
-	s.must(err)
-
+	s.inRedis(client, other, append(kept, superseded...)...)
+	old := map[int][]byte{}
+	for _, key := range superseded {
+		value, err := client.Get(s.ctx, s.w.redisKey(key)).Bytes()
+		s.must(err)
+		old[key] = value
+	}
 	s.must(n.Kill())
-	s.must(s.w.Revoke(s.ctx, superseded))
-	s.answers(superseded, refused, other)
-	s.until("the superseded value is deleted from redis", func() bool { return client.Exists(s.ctx, s.w.redisKey(superseded)).Val() == 0 })
-	s.must(client.Set(s.ctx, s.w.redisKey(superseded), old, time.Hour).Err()) // it comes back
+	for _, key := range superseded {
+		s.must(s.w.Revoke(s.ctx, key))
+		s.until("the superseded value is deleted from redis", func() bool { return client.Exists(s.ctx, s.w.redisKey(key)).Val() == 0 })
+		s.must(client.Set(s.ctx, s.w.redisKey(key), old[key], time.Hour).Err()) // it comes back
+	}
 	s.must(n.Start(s.ctx))
 	s.fresh()
 	st := s.status(n)
@@ -467,14 +475,21 @@ func TestFailureTable_NodeRestarts(t *testing.T) {
 	if !st.Node.HistoryStart.Less(st.Node.Applied.Position) || st.Node.Floors == 0 {
 		s.Errorf("history from %s to %s, %d floors: none were replayed", st.Node.HistoryStart, st.Node.Applied, st.Node.Floors)
 	}
-	// What was put into Redis before the restart is good: the floors say so.
-	if a := s.ask(n, kept); a.Outcome != accepted || a.Source != "l2" {
-		s.Errorf("a value of before the restart: %q from %s", a.Outcome, a.Source)
-	}
-	if a := s.ask(n, superseded); a.Outcome != refused || a.Source != "primary" {
-		s.Errorf("a superseded value that Redis brought back: %q from %s", a.Outcome, a.Source)
-	}
+	s.refusedBy(superseded[0], n)
+	s.refusedBy(superseded[1], n)
+	s.refusedBy(superseded[2], n)
 	if st := s.status(n); st.Stats.L2Refused == 0 {
-		s.Error("no floor refused the superseded value")
+		s.Error("no floor refused a superseded value")
+	}
+	// What was put into Redis before the restart is good: the floors say so.
+	sources := map[string]int{}
+	for _, key := range kept {
+		a := s.ask(n, key)
+		if sources[a.Source]++; a.Outcome != accepted {
+			s.Errorf("a good key: %q from %s", a.Outcome, a.Source)
+		}
+	}
+	if sources["l2"] == 0 {
+		s.Errorf("no value of before the restart was used: %v", sources)
 	}
 }
