@@ -23,7 +23,7 @@ func (s *session) feel(ctx context.Context) error {
 		case <-beat.C:
 		}
 		// A connection that is known to be lost is lead's affair.
-		if s.l.nc.IsConnected() && !s.pulse(ctx, s.l.settings.SessionTimeout) && ctx.Err() == nil {
+		if s.l.nc.IsConnected() && !s.pulse(ctx, s.l.settings.SessionTimeout*2/3) && ctx.Err() == nil {
 			return errNATSSilent
 		}
 	}
