@@ -3,6 +3,7 @@ package invalidator
 import (
 	"crypto/rand"
 	mrand "math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -96,6 +97,21 @@ type claim struct {
 	at    event.Mark
 	lease *Lease
 	since time.Time // when the reply came
+}
+
+// noResponders is the status of the reply of a NATS server whose subject nobody
+// listens to, and of a leader that resigns.
+const noResponders = "503"
+
+// unanswered is told when nobody leads. A standby does in a moment, so while the
+// lease runs it is worth asking often, not to lose it to a change of leaders;
+// without one the usual pace will do, however long it takes.
+func (l *loop) unanswered(subject string) {
+	l.stats.unanswered.Add(1)
+	l.asks.take(strings.TrimPrefix(subject, l.inbox))
+	if l.Lease().Valid(l.now()) {
+		l.asks.soon(time.Now(), l.asks.pause+jitter(l.asks.pause))
+	}
 }
 
 // receiveReply is rule 13 up to where the events matter.

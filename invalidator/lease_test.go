@@ -457,3 +457,26 @@ func TestNode_AtLeast(t *testing.T) {
 		}
 	}
 }
+
+// A leader that resigns says so, and the server says that nobody listens: while
+// the lease runs the node asks again and again, until a standby leads.
+func TestNode_AsksAgainSoonWhileNobodyLeads(t *testing.T) {
+	l := newLeader(t)
+	n := startNode(t, l, func(c *Config) { c.MaxStaleness = 10 * time.Minute }) // it asks by itself every two minutes
+	n.awaitFresh(t)
+	eventually(t, "the ask that follows the first history", func() bool { return n.Status().Stats.Replies == 2 })
+	l.set(func() {
+		l.answer = func(event.LeaseAsk) *event.LeaseReply {
+			_ = l.nc.PublishMsg(&nats.Msg{Subject: l.replies[len(l.replies)-1], Header: nats.Header{"Status": {"503"}}})
+			return nil
+		}
+	})
+	asks := l.asked()
+	l.raw([]byte("garbage, at which it asks"))
+	eventually(t, "asks again and again", func() bool { return l.asked() > asks+5 })
+	l.set(func() { l.answer = nil })
+	eventually(t, "an answer", func() bool { return n.Status().Stats.Replies == 3 })
+	if s := n.Status(); s.Stats.Unanswered < 5 || s.Stats.BadReplies != 0 || s.Stats.LeasesLost != 0 {
+		t.Errorf("status: %+v", s)
+	}
+}

@@ -120,6 +120,10 @@ func (l *loop) receive(msg *nats.Msg) {
 	case l.reports:
 		l.receiveReportAsk(msg)
 	default:
+		if len(msg.Data) == 0 && msg.Header.Get("Status") == noResponders {
+			l.unanswered(msg.Subject)
+			return
+		}
 		l.receiveReply(msg.Data)
 	}
 }

@@ -52,6 +52,7 @@ type Stats struct {
 	Asks         uint64
 	Replies      uint64 // with a lease
 	Refused      uint64 // without one, with a reason
+	Unanswered   uint64 // asks at a time when nobody led
 	BadReplies   uint64 // unreadable, or to an ask that is void
 	LeasesLost   uint64
 	Reports      uint64 // answers to a leader's barrier
@@ -81,11 +82,11 @@ func (r resetReason) String() string {
 }
 
 type counters struct {
-	events, refs, old, foreign, gaps               atomic.Uint64
-	replays, replayed, replayFailed, rebuilds      atomic.Uint64
-	asks, replies, refused, badReplies, leasesLost atomic.Uint64
-	reports, poison, newer, dropped, overflow      atomic.Uint64
-	resets                                         [resetReasons]atomic.Uint64
+	events, refs, old, foreign, gaps                           atomic.Uint64
+	replays, replayed, replayFailed, rebuilds                  atomic.Uint64
+	asks, replies, refused, unanswered, badReplies, leasesLost atomic.Uint64
+	reports, poison, newer, dropped, overflow                  atomic.Uint64
+	resets                                                     [resetReasons]atomic.Uint64
 }
 
 // Status takes a snapshot. It locks the node for a moment; once a second is
@@ -103,7 +104,7 @@ func (n *Node) Status() Status {
 			ResetsStart: n.stats.resets[resetStart].Load(), ResetsGap: n.stats.resets[resetGap].Load(),
 			ResetsLease: n.stats.resets[resetLease].Load(), ResetsEpoch: n.stats.resets[resetEpoch].Load(),
 			Asks: n.stats.asks.Load(), Replies: n.stats.replies.Load(), Refused: n.stats.refused.Load(),
-			BadReplies: n.stats.badReplies.Load(), LeasesLost: n.stats.leasesLost.Load(),
+			Unanswered: n.stats.unanswered.Load(), BadReplies: n.stats.badReplies.Load(), LeasesLost: n.stats.leasesLost.Load(),
 			Reports: n.stats.reports.Load(), Poison: n.stats.poison.Load(), Newer: n.stats.newer.Load(),
 			Dropped: n.stats.dropped.Load(), Overflow: n.stats.overflow.Load(),
 		},
