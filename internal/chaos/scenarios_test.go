@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -477,11 +478,16 @@ func (s *stage) flushAnswers() error {
 	return errors.Join(errs...)
 }
 
-func (s *stage) judged() (history.Report, error) {
+func (s *stage) judged(t *testing.T) history.Report {
+	t.Helper()
 	if err := s.flushAnswers(); err != nil {
-		return history.Report{}, err
+		t.Fatal(err)
 	}
-	return s.Judge()
+	report, err := s.Judge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
 }
 
 type scenario struct {
