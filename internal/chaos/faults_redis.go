@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"strings"
 	"time"
 
@@ -104,6 +103,10 @@ func redisFailedOver(ctx context.Context, w *World, random *rand.Rand) error {
 	}
 	defer release()
 	old, replica := w.Redis, w.Replica
+	// It may have been promoted by a fault that went no further.
+	if err := replicate(ctx, replica, old); err != nil {
+		return err
+	}
 	if err := replicates(ctx, replica); err != nil {
 		return err
 	}
@@ -120,13 +123,9 @@ func redisFailedOver(ctx context.Context, w *World, random *rand.Rand) error {
 	w.Redis, w.Replica = replica, nil
 	w.Redirect("redis", replica.Addr())
 	err = errors.Join(w.resurrected(whole, key), old.Close())
-	host, port, splitErr := net.SplitHostPort(w.Redis.Addr())
-	if splitErr != nil {
-		return errors.Join(err, fmt.Errorf("read the address of redis: %w", splitErr))
-	}
-	next, startErr := testenv.StartRedis(whole, testenv.RedisOptions{Args: append(redisArgs(), "--replicaof", host, port)})
+	next, startErr := startReplica(whole, w.Redis)
 	if startErr != nil {
-		return errors.Join(err, fmt.Errorf("start a replica of redis: %w", startErr))
+		return errors.Join(err, startErr)
 	}
 	w.Replica = next
 	return err

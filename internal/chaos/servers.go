@@ -208,12 +208,8 @@ func (w *World) startRedis(ctx context.Context) (err error) {
 	if w.Options.Shape != Cluster {
 		return nil
 	}
-	host, port, err := net.SplitHostPort(w.Redis.Addr())
-	if err != nil {
-		return fmt.Errorf("read the address of redis: %w", err)
-	}
-	if w.Replica, err = testenv.StartRedis(ctx, testenv.RedisOptions{Args: append(redisArgs(), "--replicaof", host, port)}); err != nil {
-		return fmt.Errorf("start the replica of redis: %w", err)
+	if w.Replica, err = startReplica(ctx, w.Redis); err != nil {
+		return err
 	}
 	w.onClose(func() error {
 		if w.Replica == nil {
@@ -221,6 +217,32 @@ func (w *World) startRedis(ctx context.Context) (err error) {
 		}
 		return w.Replica.Close()
 	})
+	return nil
+}
+
+// startReplica starts a Redis that replicates another. It is told so, not started
+// so: once it was promoted, a restart must not make it a replica again.
+func startReplica(ctx context.Context, of *testenv.RedisServer) (*testenv.RedisServer, error) {
+	replica, err := testenv.StartRedis(ctx, testenv.RedisOptions{Args: redisArgs()})
+	if err != nil {
+		return nil, fmt.Errorf("start a replica of redis: %w", err)
+	}
+	if err := replicate(ctx, replica, of); err != nil {
+		return nil, errors.Join(err, replica.Close())
+	}
+	return replica, nil
+}
+
+func replicate(ctx context.Context, replica, of *testenv.RedisServer) error {
+	host, port, err := net.SplitHostPort(of.Addr())
+	if err != nil {
+		return fmt.Errorf("read the address of redis: %w", err)
+	}
+	client := redisClientOf(replica)
+	defer client.Close()
+	if err := client.SlaveOf(ctx, host, port).Err(); err != nil {
+		return fmt.Errorf("have redis replicate: %w", err)
+	}
 	return nil
 }
 
