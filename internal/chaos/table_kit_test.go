@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -134,6 +136,11 @@ func buildShared(ctx context.Context) (err error) {
 		}
 	}
 	if *tableOff != "" {
+		for name := range strings.SplitSeq(*tableOff, ",") {
+			if !slices.ContainsFunc(mutant.Guards(), func(g mutant.Guard) bool { return g.Name == name }) {
+				return fmt.Errorf("there is no guard %q", name)
+			}
+		}
 		if err := os.Setenv(mutant.GuardsOff, *tableOff); err != nil { // our processes inherit it
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -151,6 +152,17 @@ func (s *script) resurrect(keep, bringBack func(names []string)) {
 	}
 }
 
+// follows waits until a replica of Redis is in step with its primary.
+func (s *script) follows(replica *testenv.RedisServer) {
+	s.Helper()
+	client := redisClientOf(replica)
+	defer client.Close()
+	s.until("the replica of redis follows", func() bool {
+		info, err := client.Info(s.ctx, "replication").Result()
+		return err == nil && strings.Contains(info, "master_link_status:up")
+	})
+}
+
 // Redis failover or restore resurrects values: stamps and floors refuse them.
 func TestFailureTable_RedisFailoverOrRestoreResurrectsValues(t *testing.T) {
 	t.Run("Restore", func(t *testing.T) {
@@ -165,7 +177,7 @@ func TestFailureTable_RedisFailoverOrRestoreResurrectsValues(t *testing.T) {
 	t.Run("Failover", func(t *testing.T) {
 		s := play(t, Cluster)
 		old, replica := s.w.Redis, s.w.Replica
-		s.must(replicates(s.ctx, replica))
+		s.follows(replica)
 		s.resurrect(func(names []string) {
 			there := redisClientOf(replica)
 			defer there.Close()
