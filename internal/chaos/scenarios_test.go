@@ -381,8 +381,10 @@ func (s *stage) backup() error {
 		return errors.Join(err, old.Close())
 	}
 	value, err := s.stored(inRedis)
-	err = errors.Join(err, s.cache(inMemory), s.hold(read, func() error {
-		return errors.Join(s.putInPlace(s.ctx, old), s.Fresh(s.ctx, 30*time.Second))
+	status, statusErr := s.Nodes[0].Status(s.ctx)
+	epoch := status.Node.Applied.Epoch
+	err = errors.Join(err, statusErr, s.cache(inMemory), s.hold(read, func() error {
+		return errors.Join(s.putInPlace(s.ctx, old), s.moved(epoch), s.Fresh(s.ctx, 30*time.Second))
 	}))
 	if err != nil {
 		return err
@@ -392,6 +394,17 @@ func (s *stage) backup() error {
 	pause(s.ctx, s.bound()+50*time.Millisecond)
 	return errors.Join(err, s.askFor(300*time.Millisecond, read, nil),
 		s.askFor(300*time.Millisecond, inRedis, s.plant(inRedis, value)), s.askFor(300*time.Millisecond, inMemory, nil))
+}
+
+// moved gives the first node the time to leave an epoch, for which its old lease
+// alone would let it stay fresh; a mutant may never leave it.
+func (s *stage) moved(from event.Epoch) error {
+	for end := time.Now().Add(s.bound() + 2*time.Second); time.Now().Before(end); pause(s.ctx, 10*time.Millisecond) {
+		if status, err := s.Nodes[0].Status(s.ctx); err == nil && status.Node.Applied.Epoch != from {
+			return nil
+		}
+	}
+	return nil
 }
 
 // standby: the node's way to Postgres leads to a standby that is behind.
