@@ -44,6 +44,17 @@ func (t *term) startBarriers(ctx context.Context, now time.Time, group *sync.Wai
 	if len(t.barriers) == 0 {
 		return
 	}
+	if t.refused != "" {
+		// What no trigger saw is in no drain: a receipt for it would be a lie.
+		for _, ask := range t.barriers {
+			t.send(ask.reply, encode(event.Receipt{
+				Epoch: t.epoch, Position: t.committed, Confirmed: []event.Confirmed{}, Error: t.refused,
+				RestRefuse: event.MillisUp(max(t.ceiling, t.s.l.settings.MaxStaleness)),
+			}))
+		}
+		t.barriers = nil
+		return
+	}
 	select {
 	case t.rounds <- struct{}{}:
 	default:

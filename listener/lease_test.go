@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/authfence/authfence/barrier"
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/listener"
 )
@@ -274,12 +275,20 @@ func TestTriggers_DroppedRefuseLeasesUntilMendedInAFreshEpoch(t *testing.T) {
 	if ok, why := l.Ready(); ok || !strings.Contains(why, "authfence migrate up") {
 		t.Errorf("ready: %v, %s", ok, why)
 	}
+	// Nor are there receipts: what no trigger saw is covered by no position.
+	receipt, err := barrier.Wait(e.context(), e.nc, event.Subjects{})
+	if !errors.Is(err, barrier.ErrRefused) || !strings.Contains(receipt.Error, "authfence_api_key_update") {
+		t.Errorf("a barrier was answered with %+v, %v", receipt, err)
+	}
 	broken := l.Status().Epoch
 	migrate(t, e.url)
 	eventually(t, "leases are granted again", func() bool {
 		reply = e.ask("node", time.Second)
 		return reply.Refused == ""
 	})
+	if _, err := barrier.Wait(e.context(), e.nc, event.Subjects{}); err != nil {
+		t.Errorf("a barrier after the mend: %v", err)
+	}
 	if reply.Epoch == before.Epoch || reply.Epoch == broken {
 		t.Errorf("epoch %s, before %s, while broken %s", reply.Epoch, before.Epoch, broken)
 	}
