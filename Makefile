@@ -43,7 +43,7 @@ model: ## Search the protocol's model in wider scopes than the tests do (about 2
 	$(GO) test ./internal/model -run DeepRun -model.deep=1 -timeout 30m -v
 
 .PHONY: chaos
-chaos: prepare ## Break everything, alone and together, from SEED for CHAOS; a judge of every answer (about 12 min).
+chaos: prepare-chaos ## Break everything, alone and together, from SEED for CHAOS; a judge of every answer (about 12 min).
 	@$(GO) run ./internal/chaos/run -seed $(SEED) -for $(CHAOS)
 
 .PHONY: soak
@@ -69,11 +69,13 @@ clean: ## Remove what was built, and cached test results.
 	$(GO) clean -testcache
 
 # Postgres and Redis: found, or installed, or one line that says what to install.
-.PHONY: prepare prepare-race
+.PHONY: prepare prepare-race prepare-chaos
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-race:
 	@$(GO) run ./internal/testenv/prepare -race
+prepare-chaos:
+	@$(GO) run ./internal/testenv/prepare -pooler
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that are reached; asks vuln.go.dev, and so is no part of check.

@@ -99,13 +99,22 @@ func (w *World) Torment(ctx context.Context, plan Plan) (Verdict, error) {
 		w: w, plan: plan, begun: time.Now(), times: map[string]int{}, failed: map[string]int{},
 		random: rand.New(rand.NewPCG(w.Options.Seed, uint64(len(w.Options.Shape)))),
 	}
+	var missing []string
 	for _, f := range Faults() {
-		if f.In(w.Options.Shape) && (plan.Want == nil || plan.Want(f)) && (f.Needs == nil || f.Needs(w) == nil) {
-			if f.Long {
-				t.long = append(t.long, f)
-			} else {
-				t.wanted = append(t.wanted, f)
+		if !f.In(w.Options.Shape) || (plan.Want != nil && !plan.Want(f)) {
+			continue
+		}
+		if f.Needs != nil {
+			if err := f.Needs(w); err != nil {
+				t.logf("cannot be done here: %s: %v", f.Kind, err)
+				missing = append(missing, fmt.Sprintf("%s (%v)", f.Kind, err))
+				continue
 			}
+		}
+		if f.Long {
+			t.long = append(t.long, f)
+		} else {
+			t.wanted = append(t.wanted, f)
 		}
 	}
 	if err := w.Load(ctx); err != nil {
@@ -126,7 +135,7 @@ func (w *World) Torment(ctx context.Context, plan Plan) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	v := Verdict{Report: report, Times: t.times, Problems: append(t.problems, w.Problems()...)}
+	v := Verdict{Report: report, Times: t.times, Missing: missing, Problems: append(t.problems, w.Problems()...)}
 	for _, f := range append(t.wanted, t.long...) {
 		if t.times[f.Kind] == 0 {
 			v.Missing = append(v.Missing, f.Kind)

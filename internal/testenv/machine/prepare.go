@@ -26,6 +26,11 @@ func PrepareRace(ctx context.Context, out io.Writer) error {
 	return newPreparer(out).compiler(ctx)
 }
 
+// PreparePooler does the same for PgBouncer, which one fault of the chaos run needs.
+func PreparePooler(ctx context.Context, out io.Writer) error {
+	return newPreparer(out).pooler(ctx)
+}
+
 // The images of the containers that stand in for missing servers.
 const (
 	PostgresImage = "postgres:17-alpine"
@@ -125,6 +130,26 @@ func (p *preparer) compiler(ctx context.Context) error {
 	if !found() {
 		return fmt.Errorf("a C compiler, which the race detector needs, is %w: install it with "+
 			"`apt-get install gcc libc6-dev` (Debian, Ubuntu) or `dnf install gcc` (Fedora)", ErrMissing)
+	}
+	return nil
+}
+
+func (p *preparer) pooler(ctx context.Context) error {
+	found := func() bool {
+		return slices.ContainsFunc([]string{"pgbouncer", "/usr/sbin/pgbouncer"}, func(name string) bool {
+			_, err := exec.LookPath(name)
+			return err == nil
+		})
+	}
+	if found() {
+		return nil
+	}
+	if err := p.install(ctx, []string{"pgbouncer"}); err != nil && !errors.Is(err, errNoInstaller) {
+		return err
+	}
+	if !found() {
+		return fmt.Errorf("PgBouncer, which one of the faults is about, is %w: install it with "+
+			"`apt-get install pgbouncer` (Debian, Ubuntu) or `dnf install pgbouncer` (Fedora)", ErrMissing)
 	}
 	return nil
 }
