@@ -21,8 +21,7 @@ import (
 // mirror is a cache of a client's own, as the package's documentation describes
 // it: what an application in another language would have.
 type mirror struct {
-	s    *system
-	rows map[string]*history.Row
+	s *system
 
 	mu       sync.Mutex
 	entries  map[string]kept // by ref of the key

@@ -74,7 +74,7 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	switch {
 	case c.Authenticator == nil:
-		return errors.New("Authenticator is nil: give an *authlib.Authenticator")
+		return errors.New("no Authenticator: give an *authlib.Authenticator")
 	case c.MaxBatch < 0:
 		return fmt.Errorf("MaxBatch is %d: want 1 or more, or 0 for the default", c.MaxBatch)
 	case c.MaxStreams < 0:

@@ -152,7 +152,7 @@ func promoteRedis(ctx context.Context, replica *testenv.RedisServer, name string
 	if err != nil {
 		return err
 	}
-	if err := client.SlaveOf(ctx, "NO", "ONE").Err(); err != nil {
+	if err := client.ReplicaOf(ctx, "NO", "ONE").Err(); err != nil {
 		return fmt.Errorf("promote the replica of redis: %w", err)
 	}
 	return nil

@@ -240,7 +240,7 @@ func replicate(ctx context.Context, replica, of *testenv.RedisServer) error {
 	}
 	client := redisClientOf(replica)
 	defer client.Close()
-	if err := client.SlaveOf(ctx, host, port).Err(); err != nil {
+	if err := client.ReplicaOf(ctx, host, port).Err(); err != nil {
 		return fmt.Errorf("have redis replicate: %w", err)
 	}
 	return nil

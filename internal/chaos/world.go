@@ -46,7 +46,6 @@ type World struct {
 	Nodes     []*Node
 
 	data dataset
-	env  []string // what every process of ours is told
 	nc   *nats.Conn
 	seal string
 
