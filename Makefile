@@ -43,7 +43,7 @@ model: ## Search the protocol's model in wider scopes than the tests do (about 2
 	$(GO) test ./internal/model -run DeepRun -model.deep=1 -timeout 30m -v
 
 .PHONY: chaos
-chaos: prepare-chaos ## Break everything, alone and together, from SEED for CHAOS; a judge of every answer (about 12 min).
+chaos: prepare-chaos ## Break everything, alone and together, from SEED for CHAOS; a judge of every answer (about 20 min).
 	@$(GO) run ./internal/chaos/run -seed $(SEED) -for $(CHAOS)
 
 .PHONY: soak
