@@ -28,7 +28,7 @@ demo: prepare build ## Show it all on a real Postgres, NATS and Redis with three
 	@bin/authfence demo
 
 .PHONY: test
-test: prepare-race ## Run all tests on real services, with the race detector.
+test: prepare-test ## Run all tests on real services, with the race detector.
 	$(GO) test -race -shuffle=on -timeout 20m -p $(P) ./...
 
 .PHONY: check
@@ -69,13 +69,13 @@ clean: ## Remove what was built, and cached test results.
 	$(GO) clean -testcache
 
 # Postgres and Redis: found, or installed, or one line that says what to install.
-.PHONY: prepare prepare-race prepare-chaos
+.PHONY: prepare prepare-test prepare-chaos
 prepare:
 	@$(GO) run ./internal/testenv/prepare
-prepare-race:
-	@$(GO) run ./internal/testenv/prepare -race
+prepare-test:
+	@$(GO) run ./internal/testenv/prepare -with race
 prepare-chaos:
-	@$(GO) run ./internal/testenv/prepare -pooler
+	@$(GO) run ./internal/testenv/prepare -with pooler
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that are reached; asks vuln.go.dev, and so is no part of check.

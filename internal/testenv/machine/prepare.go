@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
@@ -19,16 +17,6 @@ import (
 // line that says what to install.
 func Prepare(ctx context.Context, out io.Writer) error {
 	return newPreparer(out).servers(ctx)
-}
-
-// PrepareRace does the same for the C compiler that the race detector needs.
-func PrepareRace(ctx context.Context, out io.Writer) error {
-	return newPreparer(out).compiler(ctx)
-}
-
-// PreparePooler does the same for PgBouncer, which one fault of the chaos run needs.
-func PreparePooler(ctx context.Context, out io.Writer) error {
-	return newPreparer(out).pooler(ctx)
 }
 
 // The images of the containers that stand in for missing servers.
@@ -109,49 +97,6 @@ func (p *preparer) report(ctx context.Context) error {
 	_, err = fmt.Fprintf(p.out, "postgres %s (%s), %s %s (%s)\n", postgres.Version, postgres.Dir(),
 		strings.TrimSuffix(filepath.Base(redis.Path), "-server"), redis.Version, redis.Path)
 	return err
-}
-
-func (p *preparer) compiler(ctx context.Context) error {
-	if runtime.GOOS != "linux" {
-		return nil // elsewhere the race detector needs no cgo
-	}
-	found := func() bool {
-		return slices.ContainsFunc([]string{os.Getenv("CC"), "gcc", "clang"}, func(name string) bool {
-			_, err := exec.LookPath(name)
-			return name != "" && err == nil
-		})
-	}
-	if found() {
-		return nil
-	}
-	if err := p.install(ctx, []string{"gcc", "libc6-dev"}); err != nil && !errors.Is(err, errNoInstaller) {
-		return err
-	}
-	if !found() {
-		return fmt.Errorf("a C compiler, which the race detector needs, is %w: install it with "+
-			"`apt-get install gcc libc6-dev` (Debian, Ubuntu) or `dnf install gcc` (Fedora)", ErrMissing)
-	}
-	return nil
-}
-
-func (p *preparer) pooler(ctx context.Context) error {
-	found := func() bool {
-		return slices.ContainsFunc([]string{"pgbouncer", "/usr/sbin/pgbouncer"}, func(name string) bool {
-			_, err := exec.LookPath(name)
-			return err == nil
-		})
-	}
-	if found() {
-		return nil
-	}
-	if err := p.install(ctx, []string{"pgbouncer"}); err != nil && !errors.Is(err, errNoInstaller) {
-		return err
-	}
-	if !found() {
-		return fmt.Errorf("PgBouncer, which one of the faults is about, is %w: install it with "+
-			"`apt-get install pgbouncer` (Debian, Ubuntu) or `dnf install pgbouncer` (Fedora)", ErrMissing)
-	}
-	return nil
 }
 
 var errNoInstaller = errors.New("no apt-get, or neither root nor sudo without a password")

@@ -3,6 +3,7 @@ package machine
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -167,6 +168,37 @@ func TestFind_PrefersThePathThenTheNewest(t *testing.T) {
 		found, err := s.findPostgres(t.Context())
 		if err != nil || found.Version != want {
 			t.Errorf("path %q: found %q, %v; want %s", path, found.Version, err, want)
+		}
+	}
+}
+
+func TestPrepareExtra_NamesWhatItDoesNotKnow(t *testing.T) {
+	err := PrepareExtra(t.Context(), io.Discard, "race", "nginz")
+	if err == nil || !strings.Contains(err.Error(), `"nginz"`) || !strings.Contains(err.Error(), "nginx, pooler") {
+		t.Errorf("got %v, want the name and those there are", err)
+	}
+}
+
+// Each extra says on one line what to install where nothing can be installed.
+func TestPrepareExtra_SaysWhatToInstall(t *testing.T) {
+	for name, e := range extras {
+		if e.what == "" || len(e.packages) == 0 || e.found == nil {
+			t.Errorf("%s: incomplete", name)
+		}
+		for _, p := range e.packages {
+			if !strings.Contains(e.mend, p) && p != "python3" {
+				t.Errorf("%s: the mend %q does not name %s", name, e.mend, p)
+			}
+		}
+	}
+	t.Setenv("PATH", t.TempDir())
+	err := PrepareExtra(t.Context(), io.Discard, "rack", "caddy")
+	if !errors.Is(err, ErrMissing) {
+		t.Fatalf("got %v, want ErrMissing", err)
+	}
+	for _, want := range []string{"Caddy", "apt-get install caddy", "Ruby", "ruby-rack"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Command prepare makes this machine ready for `make test` and `make demo`: Postgres and Redis, with -race the
-// compiler that the race detector needs, with -pooler what the chaos run needs beside.
+// Command prepare makes this machine ready for `make test` and `make demo`: Postgres and Redis, and what -with names:
+// race (the compiler that the race detector needs), pooler (PgBouncer), nginx, fastapi and so on.
 package main
 
 import (
@@ -8,22 +8,19 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/authfence/authfence/internal/testenv/machine"
 )
 
 func main() {
-	race := flag.Bool("race", false, "also see to the C compiler that go test -race needs")
-	pooler := flag.Bool("pooler", false, "also see to PgBouncer, which the chaos run needs")
+	with := flag.String("with", "", "also see to these, comma-separated: race, pooler, nginx, caddy, haproxy, fastapi, rack")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	err := machine.Prepare(ctx, os.Stdout)
-	if err == nil && *race {
-		err = machine.PrepareRace(ctx, os.Stdout)
-	}
-	if err == nil && *pooler {
-		err = machine.PreparePooler(ctx, os.Stdout)
+	if err == nil && *with != "" {
+		err = machine.PrepareExtra(ctx, os.Stdout, strings.Split(*with, ",")...)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prepare:", err)
