@@ -96,18 +96,6 @@ func (e Event) validate() error {
 	return nil
 }
 
-// Encode writes the body of an event. It refuses an event that Decode would
-// refuse.
-func Encode(e Event) ([]byte, error) {
-	if err := e.validate(); err != nil {
-		return nil, fmt.Errorf("encode event %s: %w", e.ID(), err)
-	}
-	return json.Marshal(wireEvent{
-		wireHead: wireHead{V: Version, Epoch: e.Epoch, Position: e.Position, Prev: &e.Prev},
-		At:       e.At.UTC().Truncate(time.Microsecond), Changes: e.Changes,
-	})
-}
-
 // Decode reads the body of an event. Of an event of a newer version it reads the
 // head (see [Event.Newer]). Its error wraps [ErrVersion] for a version of which
 // it knows not even that, and otherwise names the part that is wrong; it never
@@ -116,19 +104,27 @@ func Decode(body []byte) (Event, error) {
 	if v := versionOf(body); v > Version {
 		return decodeNewer(body, v)
 	}
-	var w wireEvent
-	if err := decode(body, &w, oldestVersion, Version); err != nil {
-		return Event{}, fmt.Errorf("decode event: %w", err)
+	e, ok := scanEvent(body)
+	if !ok {
+		var err error
+		if e, err = unmarshalEvent(body); err != nil {
+			return Event{}, fmt.Errorf("decode event: %w", err)
+		}
 	}
-	e, err := w.event()
-	if err != nil {
-		return Event{}, fmt.Errorf("decode event: %w", err)
-	}
-	e.At, e.Changes = w.At, w.Changes
 	if err := e.validate(); err != nil {
 		return Event{}, fmt.Errorf("decode event %s: %w", e.ID(), err)
 	}
 	return e, nil
+}
+
+func unmarshalEvent(body []byte) (Event, error) {
+	var w wireEvent
+	if err := decode(body, &w, oldestVersion, Version); err != nil {
+		return Event{}, err
+	}
+	e, err := w.event()
+	e.At, e.Changes = w.At, w.Changes
+	return e, err
 }
 
 // decodeNewer reads what every version has.

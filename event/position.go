@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -34,15 +35,18 @@ func (p Position) Less(q Position) bool { return p.Compare(q) < 0 }
 func (p Position) IsZero() bool { return p == Position{} }
 
 func (p Position) String() string {
-	b, _ := p.AppendText(make([]byte, 0, 24))
-	return string(b)
+	return string(p.append(make([]byte, 0, 24)))
+}
+
+func (p Position) append(b []byte) []byte {
+	b = strconv.AppendUint(b, p.Term, 10)
+	b = append(b, '-')
+	return strconv.AppendUint(b, p.N, 10)
 }
 
 // AppendText appends the text form of p to b.
 func (p Position) AppendText(b []byte) ([]byte, error) {
-	b = strconv.AppendUint(b, p.Term, 10)
-	b = append(b, '-')
-	return strconv.AppendUint(b, p.N, 10), nil
+	return p.append(b), nil
 }
 
 // MarshalText gives the text form of p.
@@ -97,7 +101,11 @@ func NewEpoch() Epoch {
 	}
 }
 
-func (e Epoch) String() string { return fmt.Sprintf("%016x", uint64(e)) }
+func (e Epoch) String() string { return string(e.append(make([]byte, 0, 16))) }
+
+func (e Epoch) append(b []byte) []byte {
+	return hex.AppendEncode(b, binary.BigEndian.AppendUint64(nil, uint64(e)))
+}
 
 // MarshalText gives the text form of e.
 func (e Epoch) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
