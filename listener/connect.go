@@ -113,6 +113,11 @@ func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 // silent. It is for a session that is known to be ours: a pooler in transaction
 // mode would hand them, synchronous_commit=off with the rest, to whoever gets the
 // server's session next.
+//
+// The last two are for the DELETE of a drain, which is planned once: however
+// small the outbox is then, it must look its rows up by ctid and not scan for
+// them, which over a backlog would take the square of it; and the cost that
+// enable_seqscan puts on the one scan there is must not set off the JIT compiler.
 func (s *session) configure(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.l.settings.SessionTimeout)
 	defer cancel()
@@ -128,7 +133,9 @@ func (s *session) configure(ctx context.Context) error {
 		set_config('statement_timeout', $4, false),
 		set_config('default_transaction_isolation', 'read committed', false),
 		set_config('default_transaction_read_only', 'off', false),
-		set_config('synchronous_commit', 'off', false)`,
+		set_config('synchronous_commit', 'off', false),
+		set_config('enable_seqscan', 'off', false),
+		set_config('jit', 'off', false)`,
 		"authfence relay "+s.l.settings.Name, timeout,
 		strconv.FormatInt(s.lockTimeout().Milliseconds(), 10),
 		strconv.FormatInt(s.drainTimeout().Milliseconds(), 10))

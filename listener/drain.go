@@ -3,11 +3,9 @@ package listener
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/authfence/authfence/event"
@@ -16,9 +14,10 @@ import (
 const (
 	sqlLock = `SELECT clock_timestamp() FROM authfence.relay WHERE term = $1 FOR UPDATE`
 	// Rows are found by ctid: there is no index, and no order to keep. Whoever
-	// holds the lock of sqlLock is the only one who deletes.
-	sqlDelete = `DELETE FROM authfence.change WHERE ctid = ANY(ARRAY(SELECT ctid FROM authfence.change LIMIT $1))
-		RETURNING kind, ref, op, wide, at`
+	// holds the lock of sqlLock is the only one who deletes. The limit is a
+	// constant: with a parameter the server would plan the statement each time.
+	sqlDelete = `DELETE FROM authfence.change WHERE ctid = ANY(ARRAY(SELECT ctid FROM authfence.change LIMIT %d))
+		RETURNING kind, ref, op, wide, at` // rows: those of a portion
 	sqlAdvance = `UPDATE authfence.relay SET n_term = $1, n = $2 WHERE term = $1`
 	sqlPeek    = `SELECT EXISTS (SELECT FROM authfence.change), EXISTS (SELECT FROM authfence.relay WHERE term = $1)`
 )
@@ -26,6 +25,9 @@ const (
 // portions is into how many statements the drain of a backlog is cut: the
 // server deletes one while this process encodes the one before.
 const portions = 4
+
+// portion is the most rows that one statement deletes.
+func (s *session) portion() int { return max(1, s.l.settings.BatchRows/portions) }
 
 // drained is the result of one drain.
 type drained struct {
@@ -43,22 +45,25 @@ func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
 	t.s.draining.start()
 	defer t.s.draining.stop()
 	hooks := &t.s.l.hooks
-	statements, limit := 1, max(1, t.s.l.settings.BatchRows/portions)
+	statements, limit := 1, t.s.portion()
 	if backlog {
 		statements = portions
 	}
 	if err := hooks.call(ctx, hooks.beforeDrain); err != nil {
 		return drained{}, err
 	}
-	batch := &pgx.Batch{}
-	batch.Queue("BEGIN")
-	batch.Queue(sqlLock, int64(t.number))
+	round := t.s.conn.PgConn().StartPipeline(ctx)
+	round.SendQueryStatement(t.s.begin, nil, nil, nil)
+	round.SendQueryStatement(t.s.lock, [][]byte{bigint(t.number)}, binaryFormat, binaryFormat)
 	for range statements {
-		batch.Queue(sqlDelete, limit)
+		round.SendQueryStatement(t.s.delete, nil, nil, binaryFormat)
 	}
-	results := t.s.conn.SendBatch(ctx, batch)
-	d, err := t.publishRows(ctx, results, statements, limit)
-	if closeErr := results.Close(); err == nil && closeErr != nil {
+	err := round.Sync()
+	var d drained
+	if err == nil {
+		d, err = t.publishRows(ctx, round, statements, limit)
+	}
+	if closeErr := round.Close(); err == nil && closeErr != nil {
 		err = explain("drain outbox", closeErr)
 	}
 	if err != nil {
@@ -76,23 +81,23 @@ func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
 
 // commit stores the position, if it moved, and commits.
 func (t *term) commit(ctx context.Context, moved bool) error {
-	batch := &pgx.Batch{}
+	round := t.s.conn.PgConn().StartPipeline(ctx)
 	if moved {
-		batch.Queue(sqlAdvance, int64(t.last.Term), int64(t.last.N))
+		round.SendQueryStatement(t.s.advance, [][]byte{bigint(t.last.Term), bigint(t.last.N)}, binaryFormat, nil)
 	}
-	batch.Queue("COMMIT")
-	results := t.s.conn.SendBatch(ctx, batch)
+	round.SendQueryStatement(t.s.commit, nil, nil, nil)
+	err := round.Sync()
 	var tag pgconn.CommandTag
-	var err error
-	for range batch.Len() {
-		if tag, err = results.Exec(); err != nil {
-			break
-		}
+	if err == nil && moved {
+		_, err = execute(round)
+	}
+	if err == nil {
+		tag, err = execute(round)
 	}
 	if err == nil && tag.String() != "COMMIT" {
 		err = fmt.Errorf("commit was answered by %s", tag) // ROLLBACK, say
 	}
-	if closeErr := results.Close(); err == nil {
+	if closeErr := round.Close(); err == nil {
 		err = closeErr
 	}
 	return err
@@ -101,25 +106,31 @@ func (t *term) commit(ctx context.Context, moved bool) error {
 // publishRows reads the answers of the first round trip and publishes what they
 // hold. Rows that are published and then rolled back are published again, under
 // the next term.
-func (t *term) publishRows(ctx context.Context, results pgx.BatchResults, statements, limit int) (drained, error) {
+func (t *term) publishRows(ctx context.Context, round *pgconn.Pipeline, statements, limit int) (drained, error) {
 	hooks := &t.s.l.hooks
 	var d drained
-	if _, err := results.Exec(); err != nil {
+	if _, err := execute(round); err != nil {
 		return d, explain("begin drain", err)
 	}
 	var now time.Time
-	switch err := results.QueryRow().Scan(&now); {
-	case errors.Is(err, pgx.ErrNoRows):
-		return d, errDeposed
+	locked, err := eachRow(round, func(row [][]byte) error {
+		now = timestamp(row[0])
+		return nil
+	})
+	switch {
 	case err != nil:
 		return d, explain("lock relay", err)
+	case locked == 0:
+		return d, errDeposed
 	}
 	p := publisher{t: t, at: time.Now()}
 	d.more = true
 	for range statements {
-		n, err := t.readRows(results, &p)
+		n, err := eachRow(round, func(row [][]byte) error {
+			return p.add(row[0], row[1], row[2], len(row[3]) == 1 && row[3][0] == 1, timestamp(row[4]))
+		})
 		if err != nil {
-			return d, err
+			return d, explain("drain outbox", err)
 		}
 		d.rows += n
 		if n < limit {
@@ -139,30 +150,6 @@ func (t *term) publishRows(ctx context.Context, results pgx.BatchResults, statem
 		d.lag = max(0, now.Sub(p.oldest)) // both by the clock of Postgres
 	}
 	return d, nil
-}
-
-// readRows reads the rows of one DELETE. It reads raw values: a backlog is a
-// few hundred thousand rows a second, and scanning by reflection would be the
-// slowest part.
-func (t *term) readRows(results pgx.BatchResults, p *publisher) (int, error) {
-	rows, err := results.Query()
-	if err != nil {
-		return 0, explain("delete outbox rows", err)
-	}
-	defer rows.Close()
-	n := 0
-	for rows.Next() {
-		v := rows.RawValues()
-		n++
-		if err := p.add(v[0], v[1], v[2], len(v[3]) == 1 && v[3][0] == 1, timestamp(v[4])); err != nil {
-			return n, err
-		}
-	}
-	rows.Close()
-	if err := rows.Err(); err != nil {
-		return n, explain("delete outbox rows", err)
-	}
-	return n, nil
 }
 
 // postgresEpoch is where Postgres counts time from: 2000-01-01.

@@ -64,7 +64,7 @@ func BenchmarkDrain(b *testing.B) {
 		fill()
 		begun := time.Now()
 		for got := 0; got < rows; {
-			found, err := e.db.Query(e.context(), listener.SQLDelete, 10_000)
+			found, err := e.db.Query(e.context(), listener.SQLDelete(10_000))
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -1,6 +1,11 @@
 package listener
 
-import "context"
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
 
 // Hooks are the places where tests make something go wrong.
 type Hooks struct {
@@ -24,7 +29,31 @@ func Explain(err error) error { return explain("test", err) }
 
 // The statements of a drain, for the floor of the benchmark and for tests of
 // what they promise.
-const (
-	SQLLock   = sqlLock
-	SQLDelete = sqlDelete
-)
+const SQLLock = sqlLock
+
+func SQLDelete(limit int) string { return fmt.Sprintf(sqlDelete, limit) }
+
+// DrainPlan is how the server deletes in a drain of a session that begins now.
+func (l *Listener) DrainPlan(ctx context.Context) (plan []string, err error) {
+	s := &session{l: l, dialer: newDialer(l.settings.SessionTimeout)}
+	defer s.close()
+	if s.conn, err = s.connect(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.configure(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.prepareStatements(ctx); err != nil {
+		return nil, err
+	}
+	for range 2 { // planned by the first, kept for the second
+		rows, err := s.conn.Query(ctx, "EXPLAIN (ANALYZE, TIMING OFF) EXECUTE authfence_delete", pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			return nil, err
+		}
+		if plan, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+			return nil, err
+		}
+	}
+	return plan, nil
+}

@@ -20,10 +20,11 @@ type session struct {
 	dialer *dialer
 	conns  []*pgx.Conn
 	conn   *pgx.Conn // LISTEN, the lock, takeovers, drains
-	pooled bool      // the server's process is not who we were told at login
-	heard  bool      // a notification of changes arrived since the last drain began
-	probe  string    // the payload by which listen proves the path; empty: it arrived
-	bell   bell      // rung by who wants a drain
+	statements
+	pooled bool   // the server's process is not who we were told at login
+	heard  bool   // a notification of changes arrived since the last drain began
+	probe  string // the payload by which listen proves the path; empty: it arrived
+	bell   bell   // rung by who wants a drain
 
 	draining stopwatch
 }
@@ -110,7 +111,10 @@ func (s *session) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return s.configure(ctx)
+	if err := s.configure(ctx); err != nil {
+		return err
+	}
+	return s.prepareStatements(ctx)
 }
 
 // awaitLead tries for the lead until it has it. It never waits inside a
