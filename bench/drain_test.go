@@ -18,7 +18,7 @@ func BenchmarkDrain(b *testing.B) {
 	const changes = 200_000
 	// Far more refs than the node remembers floors for would only measure
 	// compaction as well; the default holds a million.
-	p := newPipeline(b, 1, listener.Config{Name: "bench"})
+	p := newPipeline(b, embeddedNATS, 1, listener.Config{Name: "bench"})
 	writer := p.postgres(b)
 	ctx := context.Background()
 	fill := func() {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/maypok86/otter/v2"
-	"github.com/nats-io/nats.go"
+	natsclient "github.com/nats-io/nats.go"
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
@@ -23,7 +23,13 @@ import (
 	"github.com/authfence/authfence/watch"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(serveNATS) != "" {
+		serve()
+		return
+	}
+	os.Exit(testenv.Main(m))
+}
 
 // pipeline is Postgres (durable, as in production), NATS, a listener and nodes.
 type pipeline struct {
@@ -33,7 +39,8 @@ type pipeline struct {
 	nodes  []*invalidator.Node
 }
 
-func newPipeline(b *testing.B, nodes int, cfg listener.Config) *pipeline {
+// newPipeline has the NATS server that nats starts.
+func newPipeline(b *testing.B, nats func(*testing.B) string, nodes int, cfg listener.Config) *pipeline {
 	b.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	server, err := testenv.StartPostgres(ctx, testenv.PostgresOptions{Fsync: true})
@@ -44,7 +51,7 @@ func newPipeline(b *testing.B, nodes int, cfg listener.Config) *pipeline {
 	if err := server.CreateDatabase(ctx, "bench"); err != nil {
 		b.Fatal(err)
 	}
-	p := &pipeline{url: server.URL("bench"), nats: testenv.NATS(b, testenv.NATSOptions{}).URL()}
+	p := &pipeline{url: server.URL("bench"), nats: nats(b)}
 	if err := migrations.Up(ctx, p.url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true}); err != nil {
 		b.Fatal(err)
 	}
@@ -57,7 +64,7 @@ func newPipeline(b *testing.B, nodes int, cfg listener.Config) *pipeline {
 		})
 	}
 	cfg.PostgresURL, cfg.Logger = p.url, testenv.Logger(b)
-	l, err := listener.New(p.connect(b, nats.ReconnectBufSize(-1)), cfg)
+	l, err := listener.New(p.connect(b, natsclient.ReconnectBufSize(-1)), cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -81,9 +88,9 @@ func newPipeline(b *testing.B, nodes int, cfg listener.Config) *pipeline {
 	return p
 }
 
-func (p *pipeline) connect(b *testing.B, options ...nats.Option) *nats.Conn {
+func (p *pipeline) connect(b *testing.B, options ...natsclient.Option) *natsclient.Conn {
 	b.Helper()
-	nc, err := nats.Connect(p.nats, options...)
+	nc, err := natsclient.Connect(p.nats, options...)
 	if err != nil {
 		b.Fatal(err)
 	}
