@@ -18,6 +18,7 @@ import (
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
+	"github.com/authfence/authfence/observe"
 	"github.com/authfence/authfence/watch"
 )
 
@@ -30,6 +31,8 @@ type Authenticator struct {
 	hooks     hooks
 
 	node     *invalidator.Node
+	applied  *observe.AppliedRecorder // nil: not wanted
+	started  time.Time
 	unlinker *invalidator.Unlinker // nil: no Redis, or not wanted
 	l1       *tier1
 	l2       *tier2 // nil: no Redis
@@ -61,15 +64,26 @@ func New(cfg Config) (*Authenticator, error) {
 		return nil, fmt.Errorf("authlib: Watch: %w", err)
 	}
 	a := &Authenticator{
-		cfg: cfg, log: cfg.Logger, now: time.Now,
+		cfg: cfg, log: cfg.Logger, now: time.Now, started: time.Now(),
 		plaintext: cfg.Watch.APIKey.KeyFormat == watch.Plaintext,
 		l1:        newTier1(cfg),
 		desk:      newDesk(cfg.MaxWaiting),
 	}
+	var follow observers
+	if cfg.Observer != nil {
+		follow = append(follow, cfg.Observer)
+	}
+	if cfg.Name == "" {
+		cfg.Name = invalidator.DefaultConfig().Name
+	}
+	if cfg.AppliedInterval > 0 {
+		a.applied = observe.NewAppliedRecorder(cfg.NATS, cfg.Subjects, cfg.Name, cfg.AppliedInterval, cfg.Logger)
+		follow = append(follow, a.applied)
+	}
 	var err error
 	a.node, err = invalidator.New(cfg.NATS, a.l1, invalidator.Config{
 		Name: cfg.Name, Subjects: cfg.Subjects, Stream: cfg.Stream, Domain: cfg.JetStreamDomain,
-		MaxStaleness: cfg.MaxStaleness, MaxFloors: cfg.MaxFloors, Observer: cfg.Observer, Logger: cfg.Logger,
+		MaxStaleness: cfg.MaxStaleness, MaxFloors: cfg.MaxFloors, Observer: follow, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("authlib: %w", err)
@@ -148,6 +162,10 @@ func (a *Authenticator) Run(ctx context.Context) error {
 		return err
 	})
 	start(a.prepare)
+	forever(func(ctx context.Context) { a.answerStatus(ctx) })
+	if a.applied != nil {
+		start(a.applied.Run)
+	}
 	for i := range a.cfg.MaxLoads {
 		reserved := i == 0 && a.cfg.MaxLoads > 1
 		forever(func(ctx context.Context) { a.loadPrimary(ctx, reserved) })
@@ -177,6 +195,29 @@ func (a *Authenticator) Run(ctx context.Context) error {
 		return fmt.Errorf("authlib: %w", *err)
 	}
 	return nil
+}
+
+// answerStatus tells who asks what this process is at. It is no reason to end.
+func (a *Authenticator) answerStatus(ctx context.Context) {
+	describe := func() event.StatusReply { return a.Status().Reply(a.cfg.Version, a.started) }
+	if err := observe.NewResponder(a.cfg.NATS, a.cfg.Subjects, describe, a.log).Run(ctx); err != nil {
+		a.log.DebugContext(ctx, "status is not answered", "err", err)
+	}
+}
+
+// observers are told in turn.
+type observers []invalidator.Observer
+
+func (o observers) Applied(ev event.Event) {
+	for _, one := range o {
+		one.Applied(ev)
+	}
+}
+
+func (o observers) Reset(at event.Mark) {
+	for _, one := range o {
+		one.Reset(at)
+	}
 }
 
 // prepare finds out whether the mapping fits, as soon as Postgres answers.
@@ -241,6 +282,7 @@ type Status struct {
 	Mapped  bool // the mapping was found to fit the database
 	Watched bool // the triggers watch all that it reads, as of the last load
 	Failing bool // the primary did not answer the last query
+	L2      bool // there is a Redis
 	Stats   Stats
 }
 
@@ -249,7 +291,7 @@ func (a *Authenticator) Status() Status {
 	mapping := a.mapping.Load()
 	return Status{
 		Node: a.node.Status(), Mapped: a.catalog.Load() != nil, Watched: mapping != nil && mapping.fits,
-		Failing: a.failing.Load(), Stats: a.Stats(),
+		Failing: a.failing.Load(), L2: a.l2 != nil, Stats: a.Stats(),
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
+	"github.com/authfence/authfence/observe"
 	"github.com/authfence/authfence/watch"
 )
 
@@ -136,6 +137,14 @@ type Config struct {
 	// beyond this process. Nil: nobody does.
 	Observer invalidator.Observer
 
+	// AppliedInterval is about how often this process tells, over NATS, when it
+	// applied what, for the audit; it says nothing while nothing changes. Default
+	// 1s, negative: never.
+	AppliedInterval time.Duration
+
+	// Version of the caller's program, for people who watch. Default: not told.
+	Version string
+
 	// Logger gets state changes at Info, self-healing at Warn, what needs a
 	// person at Error, single events at Debug. Never a token. Default: none.
 	Logger *slog.Logger
@@ -165,6 +174,7 @@ func (c Config) withDefaults() Config {
 	def(&c.LoadTimeout, 2*time.Second)
 	def(&c.AuditInterval, 5*time.Second)
 	def(&c.AuditSample, 32)
+	def(&c.AppliedInterval, observe.DefaultAppliedInterval)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -206,6 +216,7 @@ func (c Config) Validate() error {
 		{"LoadTimeout", c.LoadTimeout, 10 * time.Millisecond, time.Minute, false},
 		{"StaleOnOutage", c.StaleOnOutage, 0, 24 * time.Hour, false},
 		{"AuditInterval", c.AuditInterval, 10 * time.Millisecond, time.Hour, true},
+		{"AppliedInterval", c.AppliedInterval, 10 * time.Millisecond, time.Hour, true},
 	} {
 		if f.offIsNegative && f.value < 0 {
 			continue

@@ -1,7 +1,11 @@
 package authlib
 
 import (
+	"maps"
 	"sync/atomic"
+	"time"
+
+	"github.com/authfence/authfence/event"
 )
 
 // Stats are counts since the Authenticator was made, and a few levels.
@@ -124,4 +128,26 @@ func (a *Authenticator) Stats() Stats {
 		s.L2Open, s.L2Opened = a.l2.breaker.state()
 	}
 	return s
+}
+
+// Reply is the status as it is told to who asks over NATS: what the node says,
+// and by the same names as in Stats, in small letters, what became of requests.
+func (s Status) Reply(version string, started time.Time) event.StatusReply {
+	r := s.Node.Reply(version, started)
+	maps.Copy(r.Counts, map[string]uint64{
+		"l1_hits": s.Stats.L1Hits, "l2_hits": s.Stats.L2Hits, "loads": s.Stats.Loads,
+		"negative_hits": s.Stats.NegativeHits, "stale_served": s.Stats.StaleServed, "unavailable": s.Stats.Unavailable,
+		"queries": s.Stats.Queries, "l2_refused": s.Stats.L2Refused, "l2_errors": s.Stats.L2Errors, "l2_open": bit(s.Stats.L2Open),
+		"audit_samples": s.Stats.AuditSamples, "audit_stale": s.Stats.AuditStale,
+		"keys": uint64(max(s.Stats.Keys, 0)), "organizations": uint64(max(s.Stats.Organizations, 0)), "negative": uint64(max(s.Stats.Negative, 0)),
+		"failing": bit(s.Failing), "l2": bit(s.L2),
+	})
+	return r
+}
+
+func bit(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -20,6 +20,8 @@
 //	authfence.lease    LeaseAsk   -> LeaseReply, answered by the leader
 //	authfence.report   ReportAsk  -> Report, answered by every node
 //	authfence.barrier  BarrierAsk -> Receipt, answered by the leader
+//	authfence.status   StatusAsk  -> StatusReply, answered by every node and listener
+//	authfence.applied  AppliedLog, from every node
 //
 // # Encoding
 //

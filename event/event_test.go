@@ -86,6 +86,13 @@ func TestEncodeMessage_WritesTheGoldenVectorsAndDecodeReadsThem(t *testing.T) {
 		Confirmed:   []event.Confirmed{{Node: "api-1", Took: 3 * time.Millisecond}},
 		Unconfirmed: []string{"api-2"},
 	})
+	at := time.Date(2026, 1, 2, 3, 4, 5, 123456000, time.UTC)
+	checkMessage(t, "status-ask", event.StatusAsk{V: 1})
+	checkMessage(t, "status-reply", event.StatusReply{
+		V: 1, Name: "api-1", Role: event.RoleNode, Version: "v1.2.3", Started: at, State: "degraded", Reason: "no leader answers",
+		Epoch: epoch, Position: p, Counts: map[string]uint64{"l1_hits": 7},
+	})
+	checkMessage(t, "applied-log", event.AppliedLog{V: 1, Node: "api-1", Epoch: epoch, Events: []event.Applied{{Position: p, At: at}}, Lost: 2})
 }
 
 func checkMessage[M event.Message](t *testing.T, name string, want M) {
@@ -372,12 +379,16 @@ func TestSubjects_FollowThePrefix(t *testing.T) {
 	if s.Event() != "eu.auth.event" || s.Stream() != "EU_AUTH" {
 		t.Errorf("eu.auth: %s %s", s.Event(), s.Stream())
 	}
+	if s.Status() != "eu.auth.status" || s.Applied() != "eu.auth.applied" {
+		t.Errorf("eu.auth: %s %s", s.Status(), s.Applied())
+	}
 	if s.Inbox(event.RoleNode) != "eu.auth.inbox.node" {
 		t.Errorf("eu.auth: %s", s.Inbox(event.RoleNode))
 	}
 	for reply, want := range map[string]bool{
 		"_INBOX.x": true, "eu.auth.inbox.node.x": true, "eu.auth.eventual": true,
 		"": false, "eu.auth.event": false, "eu.auth.lease": false, "eu.auth.report": false, "eu.auth.barrier": false,
+		"eu.auth.status": false, "eu.auth.applied": false,
 		"$JS.API.STREAM.PURGE.EU_AUTH": false, "$SYS.x": false,
 	} {
 		if s.Answerable(reply) != want {
@@ -428,7 +439,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func FuzzDecodeMessage(f *testing.F) {
-	for _, pattern := range []string{"lease-*.json", "report*.json", "barrier-*.json", "receipt.json"} {
+	for _, pattern := range []string{"lease-*.json", "report*.json", "barrier-*.json", "receipt.json", "status-*.json", "applied-log.json"} {
 		paths, err := filepath.Glob(filepath.Join("testdata", pattern))
 		if err != nil || len(paths) == 0 {
 			f.Fatalf("%s: %v, %v", pattern, paths, err)
@@ -448,6 +459,8 @@ func FuzzDecodeMessage(f *testing.F) {
 		fuzzMessage[event.Report](t, body)
 		fuzzMessage[event.BarrierAsk](t, body)
 		fuzzMessage[event.Receipt](t, body)
+		fuzzMessage[event.StatusReply](t, body)
+		fuzzMessage[event.AppliedLog](t, body)
 	})
 }
 

@@ -116,7 +116,7 @@ func (m *Millis) UnmarshalJSON(b []byte) error {
 
 // Message is any of the messages beside events.
 type Message interface {
-	LeaseAsk | LeaseReply | ReportAsk | Report | BarrierAsk | Receipt
+	LeaseAsk | LeaseReply | ReportAsk | Report | BarrierAsk | Receipt | StatusAsk | StatusReply | AppliedLog
 }
 
 // EncodeMessage writes a message's body at the current version.
@@ -133,6 +133,12 @@ func EncodeMessage[M Message](m M) ([]byte, error) {
 	case *BarrierAsk:
 		p.V = messageVersion
 	case *Receipt:
+		p.V = messageVersion
+	case *StatusAsk:
+		p.V = messageVersion
+	case *StatusReply:
+		p.V = messageVersion
+	case *AppliedLog:
 		p.V = messageVersion
 	}
 	b, err := json.Marshal(m)
@@ -173,6 +179,13 @@ func validateMessage(m any) error {
 		}
 	case *Report:
 		node = m.Node
+	case *StatusReply:
+		node = m.Name
+	case *AppliedLog:
+		node = m.Node
+		if err := m.validate(); err != nil {
+			return err
+		}
 	}
 	if node == "" || len(node) > MaxNodeBytes || !isPrintableASCII(node) {
 		return fmt.Errorf("node name %q: want 1 to %d printable ASCII characters", clip(node), MaxNodeBytes)

@@ -49,11 +49,18 @@ func (s Subjects) Report() string { return s.prefix() + ".report" }
 // Barrier is the subject of barrier asks.
 func (s Subjects) Barrier() string { return s.prefix() + ".barrier" }
 
+// Status is the subject on which every process is asked what it is at.
+func (s Subjects) Status() string { return s.prefix() + ".status" }
+
+// Applied is the subject on which nodes say when they applied what.
+func (s Subjects) Applied() string { return s.prefix() + ".applied" }
+
 // The roles of clients of NATS, in permissions and in inboxes.
 const (
 	RoleListener = "listener"
 	RoleNode     = "node"     // also `authfence invalidate`
 	RoleOperator = "operator" // asks for barriers
+	RoleObserver = "observer" // watches: hears events, asks for status
 )
 
 // Inbox is the prefix of the inboxes of a role, for nats.CustomInboxPrefix: with
@@ -67,7 +74,7 @@ func (s Subjects) Inbox(role string) string { return s.prefix() + ".inbox." + ro
 // permissions of whoever answers.
 func (s Subjects) Answerable(reply string) bool {
 	switch reply {
-	case "", s.Event(), s.Lease(), s.Report(), s.Barrier():
+	case "", s.Event(), s.Lease(), s.Report(), s.Barrier(), s.Status(), s.Applied():
 		return false
 	}
 	return reply[0] != '$'

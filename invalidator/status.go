@@ -67,6 +67,20 @@ type Stats struct {
 // Resets is the number of resets for any reason.
 func (s Stats) Resets() uint64 { return s.ResetsStart + s.ResetsGap + s.ResetsLease + s.ResetsEpoch }
 
+// Reply is the status as a node tells it to who asks over NATS.
+func (s Status) Reply(version string, started time.Time) event.StatusReply {
+	return event.StatusReply{
+		Name: s.Node, Role: event.RoleNode, Version: version, Started: started.UTC(),
+		State: string(s.Phase), Reason: s.Reason, Epoch: s.Applied.Epoch, Position: s.Applied.Position,
+		Lease: event.Millis(max(s.LeaseLeft, 0)),
+		Counts: map[string]uint64{
+			"events": s.Stats.Events, "refs": s.Stats.Refs, "gaps": s.Stats.Gaps, "replays": s.Stats.Replays,
+			"resets": s.Stats.Resets(), "leases_lost": s.Stats.LeasesLost, "poison": s.Stats.Poison, "floors": uint64(s.Floors),
+			"fills_refused": s.Stats.FillsRefused, "admits_refused": s.Stats.AdmitRefused,
+		},
+	}
+}
+
 type resetReason int
 
 const (

@@ -221,3 +221,25 @@ func (l *Listener) Ready() (bool, string) {
 	}
 	return true, string(s.Role)
 }
+
+// Reply is the status as a listener of this name tells it to who asks over NATS.
+func (s Status) Reply(name, version string, started time.Time) event.StatusReply {
+	r := event.StatusReply{
+		Name: name, Role: event.RoleListener, Version: version, Started: started.UTC(),
+		State: string(s.Role), Epoch: s.Epoch, Position: s.Position, Term: s.Term,
+		Counts: map[string]uint64{
+			"drains": s.Drains, "changes": s.Changes, "events": s.Events, "poison": s.Poison,
+			"asks_answered": s.AsksAnswered, "asks_refused": s.AsksRefused, "nodes": uint64(len(s.Nodes)),
+			"last_drain_us": uint64(max(s.LastDrainTook, 0).Microseconds()), "last_lag_us": uint64(max(s.LastLag, 0).Microseconds()),
+		},
+	}
+	switch {
+	case len(s.TriggerProblems) > 0:
+		r.Reason = "leases are refused: " + s.TriggerProblems[0]
+	case s.LastProblem != "":
+		r.Reason = s.LastProblem
+	case s.StreamProblem != "":
+		r.Reason = s.StreamProblem
+	}
+	return r
+}

@@ -20,12 +20,13 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "event"},
 		{name: "watch"},
 		{name: "barrier", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
+		{name: "observe", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
 		{name: "listener", ours: []string{"event"}, never: []string{"nats-server", "redis", "otter", "grpc"}},
 		{name: "invalidator", ours: []string{"event"}, never: []string{"nats-server", "pgx", "grpc"}},
-		{name: "authlib", ours: []string{"event", "invalidator", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
-		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "watch"}, never: []string{"nats-server", "kong"}},
-		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "authlib", ours: []string{"event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "kong"}},
+		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
 		{name: "internal/history"},
 	} {
 		t.Run(strings.ReplaceAll(room.name, "/", "_"), func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
+	"github.com/authfence/authfence/observe"
 )
 
 type invalidateCommand struct {
@@ -43,8 +44,9 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if c.HTTP != "" {
 		return c.serve(ctx, s, f, nc, client, subjects, name)
 	}
+	applied := observe.NewAppliedRecorder(nc, subjects, name, 0, s.log)
 	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
-		Name: name, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
+		Name: name, Observer: applied, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}
@@ -71,7 +73,11 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return err
 	}
 	s.log.Info("invalidator starts", "version", buildVersion())
+	started := time.Now()
+	status := func() event.StatusReply { return node.Status().Reply(buildVersion(), started) }
 	group.Go(func() error { return node.Run(running) })
+	group.Go(func() error { return applied.Run(running) })
+	group.Go(func() error { return observe.NewResponder(nc, subjects, status, s.log).Run(running) })
 	err = group.Wait()
 	stop()
 	s.log.Info("invalidator stopped")

@@ -6,9 +6,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/listener"
+	"github.com/authfence/authfence/observe"
 )
 
 type listenCommand struct {
@@ -66,7 +68,12 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return err
 	}
 	s.log.Info("listener starts", "version", buildVersion())
-	err = l.Run(ctx)
+	started := time.Now()
+	status := func() event.StatusReply { return l.Status().Reply(config.Name, buildVersion(), started) }
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return observe.NewResponder(nc, subjects, status, s.log).Run(running) })
+	group.Go(func() error { return l.Run(running) })
+	err = group.Wait()
 	stop()
 	s.log.Info("listener stopped")
 	return errors.Join(err, wait())

@@ -177,13 +177,13 @@ func TestNATS_OperatorAsksForBarriersAndNothingElse(t *testing.T) {
 
 func TestNATS_ObserverCannotPublish(t *testing.T) {
 	c := theSite(t).as(t, "observer")
-	c.cannotPublish(subjects.Event(), subjects.Lease(), subjects.Barrier(), subjects.Report(), "anything", "$JS.API.STREAM.INFO.AUTHFENCE")
+	c.cannotPublish(subjects.Event(), subjects.Lease(), subjects.Barrier(), subjects.Report(), subjects.Applied(), "anything")
 	c.cannotPublish(streamActs...)
 }
 
-func TestNATS_ObserverHearsNothingButEvents(t *testing.T) {
+func TestNATS_ObserverHearsEventsAndWhatIsToldToIt(t *testing.T) {
 	theSite(t).as(t, "observer").cannotSubscribe(
-		subjects.Lease(), subjects.Report(), subjects.Barrier(), subjects.Inbox(event.RoleNode)+".>", ">")
+		subjects.Lease(), subjects.Report(), subjects.Barrier(), subjects.Status(), subjects.Inbox(event.RoleNode)+".>", ">")
 }
 
 func TestNATS_NobodyComesInWithoutAKnownKey(t *testing.T) {
