@@ -32,9 +32,10 @@ type keyRecord struct {
 
 // organizationRecord is the row of an organization as loaded.
 type organizationRecord struct {
-	ID          string  `json:"id"`
-	SuspendedAt int64   `json:"sus"`
-	Columns     columns `json:"cols,omitempty"`
+	ID           string  `json:"id"`
+	SuspendedAt  int64   `json:"sus"`
+	Unrestricted bool    `json:"free,omitempty"` // its keys may do everything: watch.Table.PermissionsWhen does not hold
+	Columns      columns `json:"cols,omitempty"`
 }
 
 // origin is what an entry needs to be judged by rule 19.

@@ -193,9 +193,10 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 			id, organization, permissions, loaded, orgLoaded, epoch, watched *string
 			expires, revoked, suspended                                      *time.Time
 			found, standby                                                   bool
+			unrestricted                                                     *bool
 		)
 		if err := rows.Scan(nil, &id, &organization, &expires, &revoked, &permissions, &loaded,
-			&found, &suspended, &orgLoaded, &standby, &epoch, &watched); err != nil {
+			&found, &suspended, &orgLoaded, &standby, &epoch, &watched, &unrestricted); err != nil {
 			return nil, err
 		}
 		if err := from.add(standby, epoch, watched); err != nil {
@@ -214,7 +215,7 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 			}
 		}
 		if found && organization != nil {
-			if o, err = newOrganizationRecord(catalog, *organization, suspended, orgLoaded); err != nil {
+			if o, err = newOrganizationRecord(catalog, *organization, suspended, orgLoaded, unrestricted); err != nil {
 				return nil, err
 			}
 		}
@@ -246,16 +247,17 @@ func (a *Authenticator) queryOrganizations(ctx context.Context, conn *pgxpool.Co
 			suspended      *time.Time
 			loaded, epoch  *string
 			watched        *string
+			unrestricted   *bool
 			o              *organizationRecord
 		)
-		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch, &watched); err != nil {
+		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch, &watched, &unrestricted); err != nil {
 			return nil, err
 		}
 		if err := from.add(standby, epoch, watched); err != nil {
 			return nil, err
 		}
 		if found {
-			if o, err = newOrganizationRecord(catalog, id, suspended, loaded); err != nil {
+			if o, err = newOrganizationRecord(catalog, id, suspended, loaded, unrestricted); err != nil {
 				return nil, err
 			}
 		}
@@ -275,8 +277,8 @@ func complete(got, want int) error {
 	return nil
 }
 
-func newOrganizationRecord(catalog *watch.Catalog, id string, suspended *time.Time, loaded *string) (*organizationRecord, error) {
-	o := &organizationRecord{ID: id, SuspendedAt: deadlineOf(suspended)}
+func newOrganizationRecord(catalog *watch.Catalog, id string, suspended *time.Time, loaded *string, unrestricted *bool) (*organizationRecord, error) {
+	o := &organizationRecord{ID: id, SuspendedAt: deadlineOf(suspended), Unrestricted: unrestricted != nil && *unrestricted}
 	var err error
 	o.Columns, err = loadedColumns(catalog.Config.Organization.Load, loaded)
 	return o, err

@@ -27,11 +27,19 @@ func (p *Principal) ExpiresAt() (at time.Time, ok bool) {
 	return time.Unix(0, p.key.ExpiresAt).UTC(), true
 }
 
-// Permissions is what the key may do.
-func (p *Principal) Permissions() Permissions { return p.key.permissions }
+// Permissions is what the key may do: everything, where the mapping has a
+// condition (permissions_when) that does not hold for its organization.
+func (p *Principal) Permissions() Permissions {
+	if p.organization.Unrestricted {
+		return everything
+	}
+	return p.key.permissions
+}
+
+var everything = ParsePermissions([]byte(`{"` + Wildcard + `":["` + Wildcard + `"]}`))
 
 // Can reports whether the key may do the action on the resource.
-func (p *Principal) Can(resource, action string) bool { return p.key.permissions.Can(resource, action) }
+func (p *Principal) Can(resource, action string) bool { return p.Permissions().Can(resource, action) }
 
 // Column gives a whitelisted column of the key's row as text: strings, numbers
 // and times as they are, arrays and JSON as JSON. ok is false for NULL and for a

@@ -60,12 +60,24 @@ type Table struct {
 	Permissions string `yaml:"permissions"`
 	// SuspendedAt, optional, organization only: as ExpiresAt.
 	SuspendedAt string `yaml:"suspended_at"`
+	// PermissionsWhen, optional, organization only: where it holds, the permissions of the organization's keys count; where
+	// it does not, its keys may do everything. For a product that sells fine-grained keys to some of its customers.
+	// Default: they always count.
+	PermissionsWhen Condition `yaml:"permissions_when" json:",omitzero"`
 	// Relevant are further columns whose change counts. Those named above and those loaded always do (rule 2).
 	Relevant []string `yaml:"relevant"`
 	// Load are further columns that a principal carries. It is a whitelist, since such a row often holds secrets.
 	Load []string `yaml:"load"`
 	// LoadSecrets repeats those columns of Load that look like a secret by their name and are to be loaded all the same.
 	LoadSecrets []string `yaml:"load_secrets"`
+}
+
+// Condition is about one column of a row.
+type Condition struct {
+	// Column is boolean, or an array of text, varchar or an enum.
+	Column string `yaml:"column"`
+	// Contains is what the array must hold; for a boolean, which must be true, it is empty. NULL never holds.
+	Contains string `yaml:"contains"`
 }
 
 // DefaultConfig is the mapping of the reference schema.
@@ -121,7 +133,7 @@ func (c Config) Notifies() bool { return c.Notify != "off" && c.Notify != "false
 
 // Columns are all columns that are read from the table, each once: those mapped, then those loaded.
 func (t Table) Columns() []string {
-	return distinct(append([]string{t.ID, t.Key, t.Organization, t.ExpiresAt, t.RevokedAt, t.Permissions, t.SuspendedAt}, t.Load...))
+	return distinct(append([]string{t.ID, t.Key, t.Organization, t.ExpiresAt, t.RevokedAt, t.Permissions, t.SuspendedAt, t.PermissionsWhen.Column}, t.Load...))
 }
 
 // RelevantColumns are the columns whose change is a change (rule 2), each once.

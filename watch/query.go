@@ -25,6 +25,7 @@ import (
 //	11 recovery     bool: this server is a standby, and nothing here may be cached (rule 16)
 //	12 epoch        text of authfence.relay, empty before the first listener
 //	13 watched      text that stands for what the triggers are installed for (see WatchedQuery), NULL: nothing
+//	14 unrestricted bool: PermissionsWhen does not hold for the organization, NULL: it was not found
 //
 // The lookup compares the bare column, so that its index serves, and then the exact text: a collation that takes 'A' for
 // 'a' must not let one key be cached under two refs, of which a change names only one. So does the join: a key whose
@@ -72,11 +73,12 @@ func (c *Catalog) keyQuery(asked, match string) string {
 	}
 	return fmt.Sprintf(`SELECT asked.key, found.id, found.organization, found.expires_at, found.revoked_at, found.permissions, found.key_loaded,
 	COALESCE(found.organization_found, false), found.suspended_at, found.organization_loaded,
-	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`)
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted
 FROM %s
 LEFT JOIN LATERAL (
 	SELECT %s::text AS id, %s::text AS organization, %s AS expires_at, %s AS revoked_at, %s AS permissions, %s AS key_loaded,
-		o.%s IS NOT NULL AS organization_found, %s AS suspended_at, CASE WHEN o.%s IS NOT NULL THEN %s END AS organization_loaded
+		o.%s IS NOT NULL AS organization_found, %s AS suspended_at, CASE WHEN o.%s IS NOT NULL THEN %s END AS organization_loaded,
+		CASE WHEN o.%s IS NOT NULL THEN %s END AS unrestricted
 	FROM %s k LEFT JOIN %s o ON %s
 	WHERE %s
 	%sLIMIT 1
@@ -86,6 +88,7 @@ ORDER BY asked.n`,
 		k(key.ID), k(key.Organization), c.APIKey.time("k", key.ExpiresAt), c.APIKey.time("k", key.RevokedAt),
 		optionalText("k", key.Permissions), loaded("k", key.Load),
 		quote(organization.ID), c.Organization.time("o", organization.SuspendedAt), quote(organization.ID), loaded("o", organization.Load),
+		quote(organization.ID), c.unrestricted("o"),
 		c.APIKey.Name.SQL(), c.Organization.Name.SQL(), join,
 		match, orderBy(order))
 }
@@ -101,20 +104,21 @@ ORDER BY asked.n`,
 //	5 recovery     bool, as in KeyQuery
 //	6 epoch        text, as in KeyQuery
 //	7 watched      text, as in KeyQuery
+//	8 unrestricted bool, as in KeyQuery
 func (c *Catalog) OrganizationQuery() string {
 	t := c.Config.Organization
 	id := "o." + quote(t.ID)
 	return fmt.Sprintf(`SELECT asked.id, COALESCE(found.organization_found, false), found.suspended_at, found.loaded,
-	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`)
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted
 FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS asked(id, n)
 LEFT JOIN LATERAL (
-	SELECT true AS organization_found, %s AS suspended_at, %s AS loaded
+	SELECT true AS organization_found, %s AS suspended_at, %s AS loaded, %s AS unrestricted
 	FROM %s o
 	WHERE %s
 	LIMIT 1
 ) AS found ON true
 ORDER BY asked.n`,
-		c.Organization.time("o", t.SuspendedAt), loaded("o", t.Load), c.Organization.Name.SQL(),
+		c.Organization.time("o", t.SuspendedAt), loaded("o", t.Load), c.unrestricted("o"), c.Organization.Name.SQL(),
 		exactly(id, c.Organization.Columns[t.ID].Type, "asked.id"))
 }
 
@@ -139,6 +143,19 @@ func (r Relation) time(alias, column string) string {
 		value = "(" + value + " AT TIME ZONE 'UTC')"
 	}
 	return fmt.Sprintf("CASE WHEN %[1]s >= '9999-01-01 00:00:00+00' THEN NULL WHEN %[1]s < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE %[1]s END", value)
+}
+
+// unrestricted is whether permissions do not count.
+func (c *Catalog) unrestricted(alias string) string {
+	when := c.Config.Organization.PermissionsWhen
+	column := alias + "." + quote(when.Column)
+	switch {
+	case when.Column == "":
+		return "false"
+	case c.Organization.Columns[when.Column].Type == "bool":
+		return column + " IS NOT TRUE"
+	}
+	return "(" + literal(when.Contains) + " = ANY (" + column + "::text[])) IS NOT TRUE"
 }
 
 func optionalText(alias, column string) string {

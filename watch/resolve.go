@@ -181,6 +181,7 @@ func (t Table) named() []field {
 	all := []field{
 		{"id", t.ID}, {"key", t.Key}, {"organization", t.Organization}, {"expires_at", t.ExpiresAt},
 		{"revoked_at", t.RevokedAt}, {"permissions", t.Permissions}, {"suspended_at", t.SuspendedAt},
+		{"permissions_when.column", t.PermissionsWhen.Column},
 	}
 	for _, column := range t.Relevant {
 		all = append(all, field{"relevant", column})
@@ -229,9 +230,28 @@ func (c *Catalog) checkTypes(p *problems) {
 	check(APIKey, "permissions", key.Permissions, []string{"jsonb", "json"})
 	check(Organization, "id", organization.ID, idTypes)
 	check(Organization, "suspended_at", organization.SuspendedAt, timeTypes)
+	c.checkCondition(p)
 	from, to := c.APIKey.Columns[key.Organization].Type, c.Organization.Columns[organization.ID].Type
 	if from != "" && to != "" && slices.Contains(idTypes, to) && idFamily[from] != idFamily[to] {
 		p.add("watch.api_key.organization", "column %q of %s has type %s, but %s of %s has %s; the two must compare",
 			key.Organization, c.APIKey.Name, from, organization.ID, c.Organization.Name, to)
+	}
+}
+
+// listTypes are the arrays that a condition may look into; enums are read as text, and so are their arrays.
+var listTypes = []string{"_text", "_varchar", "_bpchar", "_name"}
+
+func (c *Catalog) checkCondition(p *problems) {
+	when := c.Config.Organization.PermissionsWhen
+	found, ok := c.Organization.Columns[when.Column]
+	switch at := "watch.organization.permissions_when."; {
+	case when.Column == "" || !ok:
+	case found.Type == "bool" && when.Contains != "":
+		p.add(at+"contains", "column %q of %s is a boolean, which holds nothing; remove it", when.Column, c.Organization.Name)
+	case found.Type == "bool":
+	case !slices.Contains(listTypes, found.Type):
+		p.add(at+"column", "column %q of %s has type %s; it must be boolean, or an array of text or varchar", when.Column, c.Organization.Name, found.Type)
+	case when.Contains == "":
+		p.add(at+"contains", "is missing; say what %q must hold for permissions to count", when.Column)
 	}
 }

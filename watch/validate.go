@@ -19,6 +19,9 @@ func (c Config) Validate() error {
 	for _, kind := range Kinds() {
 		c.Of(kind).validate(kind, p)
 	}
+	if c.Organization.PermissionsWhen.Column != "" && c.APIKey.Permissions == "" && c.APIKey.Table != "" {
+		p.add("watch.organization.permissions_when", "says when permissions count, but watch.api_key.permissions is missing; name that column, or remove this")
+	}
 	if c.WideThreshold < 0 || c.WideThreshold > maxThreshold {
 		p.add("watch.wide_threshold", "%d is not in 0..%d (rows; 0 means %d)", c.WideThreshold, maxThreshold, DefaultWideThreshold)
 	}
@@ -43,7 +46,7 @@ func (t Table) validate(kind string, p *problems) {
 	switch kind {
 	case APIKey:
 		required = append(required, keyOnly...)
-		foreign = []field{{"suspended_at", t.SuspendedAt}}
+		foreign = []field{{"suspended_at", t.SuspendedAt}, {"permissions_when", t.PermissionsWhen.Column + t.PermissionsWhen.Contains}}
 		if t.KeyFormat != "" && !slices.Contains(formats, t.KeyFormat) {
 			p.add(at("key_format"), "%q is not one of %s", t.KeyFormat, strings.Join(formats, ", "))
 		}
@@ -59,6 +62,9 @@ func (t Table) validate(kind string, p *problems) {
 		if f.value != "" {
 			p.add(at(f.name), "has no meaning for this kind; remove it")
 		}
+	}
+	if t.PermissionsWhen.Column == "" && t.PermissionsWhen.Contains != "" {
+		p.add(at("permissions_when.column"), "is missing; name the column that must hold %q", t.PermissionsWhen.Contains)
 	}
 	t.validateLists(at, p)
 }

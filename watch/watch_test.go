@@ -225,7 +225,7 @@ func keyRows(t *testing.T, conn *pgx.Conn, config watch.Config, asked any) []key
 	}
 	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r keyRow, err error) {
 		err = row.Scan(&r.key, &r.id, &r.organization, &r.expiresAt, &r.revokedAt, &r.permissions, &r.loaded,
-			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch, &r.watched)
+			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch, &r.watched, nil)
 		return r, err
 	})
 	if err != nil {
@@ -329,7 +329,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 	}
 	for asked, want := range map[string]bool{"ACME": true, "acme": false} {
 		var found bool
-		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil, nil); err != nil || found != want {
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil, nil, nil); err != nil || found != want {
 			t.Errorf("organization %s: found %t, %v", asked, found, err)
 		}
 	}
@@ -340,7 +340,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 		want      bool
 	}{{"a", "right", true}, {"A", "right", false}, {"a", "rotated away", false}, {"b", "right", false}, {"none", "right", false}} {
 		var id *string
-		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
+		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err != nil || (id != nil) != c.want {
 			t.Errorf("audit of %s as %q: found %t, %v", c.id, c.token, id != nil, err)
 		}
@@ -392,6 +392,7 @@ func TestOrganizationQuery_OneRowForEachAsked(t *testing.T) {
 		Recovery    bool
 		Epoch       string
 		Watched     *string
+		Free        *bool
 	}
 	got, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	if err != nil || len(got) != 2 {
@@ -479,6 +480,81 @@ func TestQueries_UseTheIndex(t *testing.T) {
 					t.Errorf("%s, %s:\n%s", name, mode, text)
 				}
 			}
+		}
+	}
+}
+
+func TestPermissionsWhen_NamesFieldAndMend(t *testing.T) {
+	t.Parallel()
+	when := func(column, contains string) watch.Config {
+		c := watch.DefaultConfig()
+		c.Organization.PermissionsWhen = watch.Condition{Column: column, Contains: contains}
+		return c
+	}
+	onKey := watch.DefaultConfig()
+	onKey.APIKey.PermissionsWhen = watch.Condition{Column: "name"}
+	without := when("integrations", "fine")
+	without.APIKey.Permissions = ""
+	for _, c := range []struct {
+		config watch.Config
+		want   string
+	}{
+		{when("", "fine"), `watch.organization.permissions_when.column: is missing; name the column that must hold "fine"`},
+		{onKey, "watch.api_key.permissions_when: has no meaning for this kind; remove it"},
+		{without, "watch.organization.permissions_when: says when permissions count, but watch.api_key.permissions is missing"},
+	} {
+		if err := c.config.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v, want %s", err, c.want)
+		}
+	}
+	conn := database(t, reference+`ALTER TABLE organizations ADD integrations varchar[], ADD fine boolean`)
+	for _, c := range []struct {
+		config watch.Config
+		want   string
+	}{
+		{when("integrations", "fine"), ""},
+		{when("fine", ""), ""},
+		{when("integration", "fine"), `watch.organization.permissions_when.column: column "integration" does not exist in public.organizations; did you mean integrations?`},
+		{when("integrations", ""), "watch.organization.permissions_when.contains: is missing"},
+		{when("fine", "x"), "watch.organization.permissions_when.contains: column \"fine\" of public.organizations is a boolean"},
+		{when("name", "x"), "watch.organization.permissions_when.column: column \"name\" of public.organizations has type"},
+	} {
+		_, err := c.config.Resolve(deadline(t), conn)
+		if (c.want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: got %v, want %q", c.config.Organization.PermissionsWhen, err, c.want)
+		}
+	}
+}
+
+func TestQueries_SayWherePermissionsDoNotCount(t *testing.T) {
+	t.Parallel()
+	conn := database(t, reference+`ALTER TABLE organizations ADD integrations varchar[], ADD fine boolean;
+		INSERT INTO organizations (id, name) VALUES ('`+org+`', 'acme')`)
+	for _, c := range []struct {
+		set  string
+		when watch.Condition
+		free bool
+	}{
+		{"fine = NULL", watch.Condition{}, false},
+		{"fine = true", watch.Condition{Column: "fine"}, false},
+		{"fine = false", watch.Condition{Column: "fine"}, true},
+		{"fine = NULL", watch.Condition{Column: "fine"}, true},
+		{"integrations = '{a,it''s}'", watch.Condition{Column: "integrations", Contains: "it's"}, false},
+		{"integrations = '{a,NULL}'", watch.Condition{Column: "integrations", Contains: "it's"}, true},
+		{"integrations = NULL", watch.Condition{Column: "integrations", Contains: "a"}, true},
+	} {
+		if _, err := conn.Exec(deadline(t), `UPDATE organizations SET `+c.set); err != nil {
+			t.Fatal(err)
+		}
+		config := watch.DefaultConfig()
+		config.Organization.PermissionsWhen = c.when
+		catalog, err := config.Resolve(deadline(t), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var free bool
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{org}).Scan(nil, nil, nil, nil, nil, nil, nil, &free); err != nil || free != c.free {
+			t.Errorf("%s, %+v: unrestricted %t, %v", c.set, c.when, free, err)
 		}
 	}
 }
