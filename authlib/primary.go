@@ -545,7 +545,7 @@ func (a *Authenticator) resolve(ctx context.Context) (*watch.Catalog, error) {
 	a.watched(ctx, a.cfg.Pool, "") // said at the start, not at the first load
 	if a.catalog.CompareAndSwap(nil, c) {
 		for _, warning := range c.Warnings {
-			a.log.WarnContext(ctx, "mapping works, with a reservation", "reservation", warning)
+			a.log.WarnContext(ctx, "mapping works, with a reservation", "reservation", warning.String())
 		}
 	}
 	return c, nil

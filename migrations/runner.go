@@ -107,7 +107,7 @@ func Up(ctx context.Context, url string, options Options) error {
 		return err
 	}
 	for _, warning := range catalog.Warnings {
-		r.log.Warn("the mapping deserves a look", "warning", warning)
+		r.log.Warn("the mapping deserves a look", "warning", warning.String())
 	}
 	for _, kind := range watch.Kinds() {
 		if err := r.install(ctx, kind); err != nil {

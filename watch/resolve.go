@@ -21,8 +21,8 @@ type Catalog struct {
 	Config       Config
 	APIKey       Relation
 	Organization Relation
-	// Warnings are what works, and yet a person should look at. They name no secrets.
-	Warnings []string
+	// Warnings are what works, and yet a person should look at.
+	Warnings []Warning
 }
 
 // Relation is a watched table as the catalog has it.

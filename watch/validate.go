@@ -99,7 +99,7 @@ func (t Table) validateLists(at func(string) string, p *problems) {
 		case column == "":
 		case column == t.Key:
 			p.add(at("load"), "%q is the key column, which is never loaded; remove it", column)
-		case looksSecret(column) && !slices.Contains(t.LoadSecrets, column):
+		case LooksSecret(column) && !slices.Contains(t.LoadSecrets, column):
 			p.add(at("load"), "%q looks like a secret; remove it, or repeat it in load_secrets if it may be held in caches", column)
 		}
 	}
@@ -116,7 +116,8 @@ var secretWords = []string{
 	"signing_key", "encryption_key", "encrypted", "cipher", "key_hash", "api_key", "apikey", "webhook_key", "digest",
 }
 
-func looksSecret(column string) bool {
+// LooksSecret tells that a column's name sounds like one of a secret, so that Load takes it only if LoadSecrets says so.
+func LooksSecret(column string) bool {
 	folded := strings.NewReplacer("-", "_", " ", "_").Replace(strings.ToLower(column))
 	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(folded, word) })
 }

@@ -8,6 +8,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// Warning is what works, and yet a person should look at. It names no secret.
+type Warning struct {
+	// Field of the mapping, as watch.api_key.key.
+	Field string
+	// Text says what was found and what comes of it.
+	Text string
+	// Mend is a statement to run, where one mends it.
+	Mend string
+}
+
+func (w Warning) String() string { return w.Field + ": " + w.Text }
+
 // warn looks for what works and yet surprises later.
 func (c *Catalog) warn(ctx context.Context, db Querier) error {
 	for _, unique := range []struct{ kind, field, column, then string }{
@@ -19,8 +31,8 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 			return err
 		}
 		if !found {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.%s: no unique index on column %q of %s alone: %s",
-				unique.kind, unique.field, unique.column, c.Of(unique.kind).Name, unique.then))
+			c.warning(unique.kind, unique.field, uniqueIndex(c.Of(unique.kind), unique.column),
+				"no unique index on column %q of %s alone: %s", unique.column, c.Of(unique.kind).Name, unique.then)
 		}
 	}
 	for _, kind := range Kinds() {
@@ -29,8 +41,7 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 			return err
 		}
 		if secured {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.table: %s has row-level security: rows that its policies hide from the nodes' role are unknown keys",
-				kind, c.Of(kind).Name))
+			c.warning(kind, "table", "", "%s has row-level security: rows that its policies hide from the nodes' role are unknown keys", c.Of(kind).Name)
 		}
 	}
 	for _, id := range []struct{ kind, field, column string }{
@@ -43,8 +54,8 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 			return err
 		}
 		if !deterministic {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("watch.%s.%s: column %q has a collation that takes different texts for equal; ids are compared as they are written, and a key whose organization is written otherwise is unknown",
-				id.kind, id.field, id.column))
+			c.warning(id.kind, id.field, "", "column %q has a collation that takes different texts for equal; ids are compared as they are written, and a key whose organization is written otherwise is unknown",
+				id.column)
 		}
 	}
 	var encoding string
@@ -52,9 +63,21 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 		return err
 	}
 	if c.Config.APIKey.KeyFormat == Plaintext && encoding == "SQL_ASCII" {
-		c.Warnings = append(c.Warnings, "watch.api_key.key: the database's encoding is SQL_ASCII: keys that are not UTF-8 make every change of them a wide one")
+		c.warning(APIKey, "key", "", "the database's encoding is SQL_ASCII: keys that are not UTF-8 make every change of them a wide one")
 	}
 	return nil
+}
+
+func (c *Catalog) warning(kind, field, mend, format string, args ...any) {
+	c.Warnings = append(c.Warnings, Warning{Field: "watch." + kind + "." + field, Text: fmt.Sprintf(format, args...), Mend: mend})
+}
+
+// uniqueIndex makes one beside writers. On a partitioned table the column alone cannot have one.
+func uniqueIndex(table Relation, column string) string {
+	if table.Partitioned {
+		return ""
+	}
+	return fmt.Sprintf("CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s);", table.Name, plain(column))
 }
 
 func hasUniqueIndex(ctx context.Context, db Querier, table uint32, column string) (bool, error) {

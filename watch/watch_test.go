@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -191,7 +192,7 @@ func TestResolve_Warns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := strings.Join(catalog.Warnings, "\n")
+	got := fmt.Sprint(catalog.Warnings)
 	for _, want := range []string{`watch.api_key.key: no unique index on column "key_hash"`, "watch.organization.table: public.organizations has row-level security"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("warnings: %s\nwant: %s", got, want)
@@ -323,7 +324,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if warnings := strings.Join(catalog.Warnings, "\n"); strings.Count(warnings, "takes different texts for equal") != 2 ||
+	if warnings := fmt.Sprint(catalog.Warnings); strings.Count(warnings, "takes different texts for equal") != 2 ||
 		!strings.Contains(warnings, "watch.api_key.organization: ") || !strings.Contains(warnings, "watch.organization.id: ") {
 		t.Errorf("warnings: %s", warnings)
 	}
