@@ -134,6 +134,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// StreamDefaults is Stream with the defaults in the place of zero fields.
+func (c Config) StreamDefaults() StreamConfig { return c.withDefaults().Stream }
+
 // set gives a zero field its default.
 func set[T comparable](field *T, value T) {
 	var zero T

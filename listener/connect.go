@@ -136,7 +136,7 @@ func (s *session) configure(ctx context.Context) error {
 		set_config('synchronous_commit', 'off', false),
 		set_config('enable_seqscan', 'off', false),
 		set_config('jit', 'off', false)`,
-		"authfence relay "+s.l.settings.Name, timeout,
+		applicationName+s.l.settings.Name, timeout,
 		strconv.FormatInt(s.lockTimeout().Milliseconds(), 10),
 		strconv.FormatInt(s.drainTimeout().Milliseconds(), 10))
 	if err != nil {

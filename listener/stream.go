@@ -79,12 +79,13 @@ func (k *streamKeeper) say(l *Listener, message, finding string, arguments ...an
 	l.log.Warn(message, arguments...)
 }
 
-func (l *Listener) streamConfig() jetstream.StreamConfig {
-	s := l.settings.Stream
+// streamConfig is of a Config that has its defaults.
+func (c Config) streamConfig() jetstream.StreamConfig {
+	s := c.Stream
 	return jetstream.StreamConfig{
 		Name:        s.Name,
 		Description: "authfence: events, kept for replay",
-		Subjects:    []string{l.subjects.Event()},
+		Subjects:    []string{c.Subjects.Event()},
 		Retention:   jetstream.LimitsPolicy,
 		Discard:     jetstream.DiscardOld,
 		Storage:     jetstream.FileStorage,
@@ -101,7 +102,7 @@ func (l *Listener) streamConfig() jetstream.StreamConfig {
 
 // ensureStream creates the stream if it is missing, and compares it otherwise.
 func (l *Listener) ensureStream(ctx context.Context) (made bool, differs []string, err error) {
-	want := l.streamConfig()
+	want := l.settings.streamConfig()
 	stream, err := l.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		stream, err = l.js.CreateStream(ctx, want)
@@ -125,6 +126,12 @@ func explainStream(err error) error {
 		return fmt.Errorf("%w: create stream: %w", ErrStream, err) // a setting that this server refuses
 	}
 	return fmt.Errorf("check stream: %w", err)
+}
+
+// StreamDifferences says in words how a stream differs from the one that a
+// listener of this configuration would create.
+func (c Config) StreamDifferences(have jetstream.StreamConfig) []string {
+	return streamDifferences(c.withDefaults().streamConfig(), have)
 }
 
 func streamDifferences(want, have jetstream.StreamConfig) []string {
