@@ -42,7 +42,7 @@ func (r *run) install(ctx context.Context, kind string) error {
 		}
 		statements := slices.Concat(p.functions(), p.rows())
 		for _, relation := range relations {
-			statements = append(statements, p.truncate(relation)...)
+			statements = append(statements, p.truncate(relation.SQL())...)
 		}
 		strays, err := findTriggers(ctx, tx, kind)
 		if err != nil {
@@ -141,7 +141,7 @@ func differences(ctx context.Context, db watch.Querier, p plan) ([]string, error
 	case mapping != p.mapping:
 		found = append(found, "the mapping changed from "+mapping)
 	}
-	findings, err := check(ctx, db)
+	findings, err := Check(ctx, db)
 	if err != nil {
 		return nil, err
 	}

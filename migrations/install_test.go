@@ -435,24 +435,6 @@ func TestStatus_SaysWhatStandsAndWhatDiffers(t *testing.T) {
 	}
 }
 
-// The printed SQL does what Up does.
-func TestSQL_InstallsAndRemovesTheTriggers(t *testing.T) {
-	t.Parallel()
-	d := keyed(t)
-	up, down, err := migrations.SQL(watch.DefaultConfig())
-	if err != nil {
-		t.Fatalf("sql: %v", err)
-	}
-	d.exec(down)
-	d.exec(`UPDATE api_keys SET revoked_at = now()`)
-	d.expect()
-	d.exec(up)
-	d.expect("api_key bulk *", "organization bulk *")
-	if got := d.findings(); len(got) != 0 {
-		t.Errorf("findings: %q", got)
-	}
-}
-
 // onMessage calls do when the message is logged.
 type onMessage struct {
 	message string

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/authfence/authfence/watch"
 	"github.com/jackc/pgx/v5"
@@ -15,60 +14,86 @@ const (
 	nodeRole     = "authfence_node"
 	// roleMark is the comment by which Down knows a role that Up made.
 	roleMark = "made by authfence migrate"
+
+	// Of a row r of pg_roles.
+	roleOurs   = `COALESCE(shobj_description(r.oid, 'pg_authid') = '` + roleMark + `', false)`
+	roleNeeded = `(EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = r.oid)
+    OR EXISTS (SELECT FROM pg_auth_members WHERE roleid = r.oid))`
+
+	// revocations reads the statements that take every privilege in this database from the roles.
+	revocations = `SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %I', o.type, o.identity, r.rolname)
+FROM pg_roles r
+JOIN pg_shdepend d ON d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid AND d.deptype = 'a'
+    AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN c.relkind = 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, format('%I.%I', n.nspname, c.relname)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid
+    UNION ALL
+    SELECT 'SCHEMA', format('%I', n.nspname) FROM pg_namespace n WHERE d.classid = 'pg_namespace'::regclass AND n.oid = d.objid
+    UNION ALL
+    SELECT 'FUNCTION', p.oid::regprocedure::text FROM pg_proc p WHERE d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+) AS o (type, identity)
+WHERE r.rolname IN ('` + listenerRole + `', '` + nodeRole + `')`
 )
+
+var roleNames = []string{listenerRole, nodeRole}
 
 // grantRoles makes the roles, which no one can log in as, and gives them exactly what they need: grants of an earlier
 // mapping are taken back first. Grant the roles to the users that listener and nodes connect as.
 func (r *run) grantRoles(ctx context.Context) error {
-	for _, role := range []string{listenerRole, nodeRole} {
-		// Roles belong to the cluster: another database may be migrated at this moment.
-		_, err := r.conn.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN
-			IF to_regrole('%[1]s') IS NULL THEN
-				CREATE ROLE %[1]s NOLOGIN;
-				COMMENT ON ROLE %[1]s IS '%[2]s';
-			END IF;
-		EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
-		END $$`, role, roleMark))
-		if err != nil {
+	for _, role := range roleNames {
+		if _, err := r.conn.Exec(ctx, createRole(role)); err != nil {
 			return fmt.Errorf("create role %s: %w", role, err)
 		}
+	}
+	statements, err := grants(r.options.Watch)
+	if err != nil {
+		return err
 	}
 	return pgx.BeginFunc(ctx, r.conn, func(tx pgx.Tx) error {
 		if err := revokeAll(ctx, tx); err != nil {
 			return err
 		}
-		if err := execute(ctx, tx,
-			`GRANT USAGE ON SCHEMA authfence TO authfence_listener, authfence_node`,
-			`GRANT SELECT, DELETE ON authfence.change TO authfence_listener`,
-			`GRANT SELECT, UPDATE ON authfence.relay TO authfence_listener`,
-			`GRANT SELECT, INSERT, DELETE ON authfence.incarnation TO authfence_listener`,
-			`GRANT SELECT ON authfence.watched TO authfence_listener`,
-			`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
-				authfence.trigger_check(), authfence.trigger_fingerprint() TO authfence_listener`,
-			`GRANT SELECT (epoch) ON authfence.relay TO authfence_node`,
-			`GRANT SELECT (kind, mapping) ON authfence.watched TO authfence_node`,
-		); err != nil {
-			return err
-		}
-		for _, kind := range watch.Kinds() {
-			table := r.options.Watch.Of(kind)
-			name, err := watch.ParseName(table.Table)
-			if err != nil {
-				return err
-			}
-			var columns []string
-			for _, column := range table.Columns() {
-				columns = append(columns, pgx.Identifier{column}.Sanitize())
-			}
-			if err := execute(ctx, tx,
-				fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO authfence_node`, pgx.Identifier{name.Schema}.Sanitize()),
-				fmt.Sprintf(`GRANT SELECT (%s) ON %s TO authfence_node`, strings.Join(columns, ", "), name.SQL()),
-			); err != nil {
-				return err
-			}
-		}
-		return nil
+		return execute(ctx, tx, statements...)
 	})
+}
+
+// createRole makes a role where it is not there. Roles belong to the cluster: another database may be migrated at this
+// moment.
+func createRole(role string) string {
+	return fmt.Sprintf(`DO $$ BEGIN
+    IF to_regrole('%[1]s') IS NULL THEN
+        CREATE ROLE %[1]s NOLOGIN;
+        COMMENT ON ROLE %[1]s IS '%[2]s';
+    END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END $$`, role, roleMark)
+}
+
+// grants are what the roles need for a mapping, and no more.
+func grants(config watch.Config) ([]string, error) {
+	statements := []string{
+		`GRANT USAGE ON SCHEMA authfence TO authfence_listener, authfence_node`,
+		`GRANT SELECT, DELETE ON authfence.change TO authfence_listener`,
+		`GRANT SELECT, UPDATE ON authfence.relay TO authfence_listener`,
+		`GRANT SELECT, INSERT, DELETE ON authfence.incarnation TO authfence_listener`,
+		`GRANT SELECT ON authfence.watched TO authfence_listener`,
+		`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
+    authfence.trigger_check(), authfence.trigger_fingerprint() TO authfence_listener`,
+		`GRANT SELECT (epoch) ON authfence.relay TO authfence_node`,
+		`GRANT SELECT (kind, mapping) ON authfence.watched TO authfence_node`,
+	}
+	for _, kind := range watch.Kinds() {
+		table := config.Of(kind)
+		name, err := watch.ParseName(table.Table)
+		if err != nil {
+			return nil, err
+		}
+		statements = append(statements,
+			fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO authfence_node`, pgx.Identifier{name.Schema}.Sanitize()),
+			fmt.Sprintf(`GRANT SELECT (%s) ON %s TO authfence_node`, columnList("", table.Columns()), name.SQL()))
+	}
+	return statements, nil
 }
 
 // revokeRoles takes back every grant in this database, and drops the roles that Up made unless somebody still needs
@@ -77,13 +102,10 @@ func (r *run) revokeRoles(ctx context.Context) error {
 	if err := pgx.BeginFunc(ctx, r.conn, func(tx pgx.Tx) error { return revokeAll(ctx, tx) }); err != nil {
 		return err
 	}
-	for _, role := range []string{listenerRole, nodeRole} {
+	for _, role := range roleNames {
 		var ours, needed bool
 		err := r.conn.QueryRow(ctx, `
-			SELECT COALESCE(shobj_description(r.oid, 'pg_authid') = $2, false),
-				EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = r.oid)
-				OR EXISTS (SELECT FROM pg_auth_members WHERE roleid = r.oid)
-			FROM pg_roles r WHERE r.rolname = $1`, role, roleMark).Scan(&ours, &needed)
+			SELECT `+roleOurs+`, `+roleNeeded+` FROM pg_roles r WHERE r.rolname = $1`, role).Scan(&ours, &needed)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			continue
@@ -102,20 +124,7 @@ func (r *run) revokeRoles(ctx context.Context) error {
 
 // revokeAll takes every privilege in this database from the roles, whatever mapping gave it.
 func revokeAll(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `
-		SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %I', o.type, o.identity, r.rolname)
-		FROM pg_roles r
-		JOIN pg_shdepend d ON d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid AND d.deptype = 'a'
-			AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-		CROSS JOIN LATERAL (
-			SELECT CASE WHEN c.relkind = 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, format('%I.%I', n.nspname, c.relname)
-			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid
-			UNION ALL
-			SELECT 'SCHEMA', format('%I', n.nspname) FROM pg_namespace n WHERE d.classid = 'pg_namespace'::regclass AND n.oid = d.objid
-			UNION ALL
-			SELECT 'FUNCTION', p.oid::regprocedure::text FROM pg_proc p WHERE d.classid = 'pg_proc'::regclass AND p.oid = d.objid
-		) AS o (type, identity)
-		WHERE r.rolname IN ($1, $2)`, listenerRole, nodeRole)
+	rows, err := tx.Query(ctx, revocations)
 	if err != nil {
 		return fmt.Errorf("read grants: %w", err)
 	}

@@ -100,10 +100,10 @@ func (p plan) functions() []string { return render("functions", p.values) }
 // rows are the statements that make the row triggers; on a partitioned table Postgres clones them.
 func (p plan) rows() []string { return render("rows", p.values) }
 
-// truncate are the statements that make the TRUNCATE trigger of one relation, the table or a partition.
-func (p plan) truncate(relation watch.Name) []string {
+// truncate are the statements that make the TRUNCATE trigger of one relation, the table or a partition, named in SQL.
+func (p plan) truncate(relation string) []string {
 	v := p.values
-	v.Table = relation.SQL()
+	v.Table = relation
 	return render("truncate", v)
 }
 
@@ -123,32 +123,6 @@ func render(block string, v values) []string {
 	return strings.Split(strings.TrimSpace(b.String()), "\n--;\n")
 }
 
-// SQL is what Up installs for the mapping beyond the numbered files, and what takes it away, for a person to read or to
-// run by hand. It asks no database, so it does not know partitions: Up gives each its TRUNCATE trigger too, and notes
-// what it installed in authfence.watched, without which the check of rule 23 refuses leases.
-func SQL(config watch.Config) (up, down string, err error) {
-	if err := config.Validate(); err != nil {
-		return "", "", err
-	}
-	var ups, downs []string
-	for _, kind := range watch.Kinds() {
-		p, err := newPlan(config, kind)
-		if err != nil {
-			return "", "", err
-		}
-		ups = append(ups, slices.Concat(p.functions(), p.rows(), p.truncate(p.name), p.wide())...)
-		for _, trigger := range p.triggers() {
-			downs = append(downs, fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", trigger, p.values.Table))
-		}
-		downs = append(downs, dropFunctions(kind))
-	}
-	return script(ups), script(downs), nil
-}
-
 func dropFunctions(kind string) string {
 	return fmt.Sprintf("DROP FUNCTION IF EXISTS authfence.log_%[1]s(), authfence.count_%[1]s()", kind)
-}
-
-func script(statements []string) string {
-	return "BEGIN;\n\n" + strings.Join(statements, ";\n\n") + ";\n\nCOMMIT;\n"
 }

@@ -135,19 +135,42 @@ func (r *run) versions(ctx context.Context, files fs.FS, dir, table string) (ver
 			return nil, false, err
 		}
 	}
-	entries, err := fs.ReadDir(files, dir)
+	numbered, err := numberedFiles(files, dir)
 	if err != nil {
 		return nil, false, err
 	}
-	for _, entry := range entries {
-		digits, _, _ := strings.Cut(path.Base(entry.Name()), "_")
-		number, err := strconv.ParseInt(digits, 10, 64)
-		if err != nil {
-			return nil, false, fmt.Errorf("file %s has no number: %w", entry.Name(), err)
-		}
-		versions = append(versions, Version{Number: number, File: entry.Name(), AppliedAt: applied[number]})
+	for _, file := range numbered {
+		versions = append(versions, Version{Number: file.number, File: file.name, AppliedAt: applied[file.number]})
 	}
 	return versions, found, nil
+}
+
+type numberedFile struct {
+	number int64
+	name   string // as 00001_change_log.sql
+	text   string
+}
+
+// numberedFiles are the files of a directory by their numbers.
+func numberedFiles(files fs.FS, dir string) ([]numberedFile, error) {
+	entries, err := fs.ReadDir(files, dir)
+	if err != nil {
+		return nil, err
+	}
+	var numbered []numberedFile
+	for _, entry := range entries {
+		digits, _, _ := strings.Cut(entry.Name(), "_")
+		number, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("file %s has no number: %w", entry.Name(), err)
+		}
+		text, err := fs.ReadFile(files, path.Join(dir, entry.Name()))
+		if err != nil {
+			return nil, err
+		}
+		numbered = append(numbered, numberedFile{number: number, name: entry.Name(), text: string(text)})
+	}
+	return numbered, nil
 }
 
 func (r *run) table(ctx context.Context, kind string) (Table, error) {
@@ -177,7 +200,9 @@ func (r *run) table(ctx context.Context, kind string) (Table, error) {
 	return table, nil
 }
 
-func check(ctx context.Context, db watch.Querier) ([]Finding, error) {
+// Check asks authfence.trigger_check(): what is amiss with the triggers; nothing is well. It takes the privileges of
+// authfence_listener.
+func Check(ctx context.Context, db watch.Querier) ([]Finding, error) {
 	rows, err := db.Query(ctx, `SELECT kind, relation, problem, warning FROM authfence.trigger_check()`)
 	if err != nil {
 		return nil, fmt.Errorf("check triggers: %w", err)
