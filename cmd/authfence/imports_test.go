@@ -27,6 +27,7 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "authlib", ours: []string{"event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
 		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "kong"}},
 		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "doctor", ours: []string{"authlib", "event", "invalidator", "listener", "migrations", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
 		{name: "internal/history"},
 	} {
 		t.Run(strings.ReplaceAll(room.name, "/", "_"), func(t *testing.T) {

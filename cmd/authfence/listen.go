@@ -17,6 +17,7 @@ type listenCommand struct {
 	postgresFlags
 	natsFlags
 	healthFlags
+	streamFlags
 
 	Name         string        `placeholder:"NAME" help:"Name in logs and in pg_stat_activity (default: host and process)."`
 	MaxStaleness time.Duration `default:"2s" help:"The nodes' bound: what a barrier assumes of processes that never asked for a lease."`
@@ -24,10 +25,17 @@ type listenCommand struct {
 	Notify       string        `enum:",on,off" default:"" help:"off: poll instead of LISTEN, for triggers installed with notify off (default: what the file's watch.notify says)."`
 	PollInterval time.Duration `placeholder:"DURATION" help:"How often the change log is looked at when nothing wakes the leader (default: 500ms; 10ms with --notify=off)."`
 	Gather       time.Duration `default:"5ms" help:"How long changes are gathered under load; an idle listener never waits."`
+}
 
+// streamFlags are of the stream, when it is created.
+type streamFlags struct {
 	StreamReplicas int           `default:"1" help:"Replicas of the JetStream stream, when it is created."`
 	StreamMaxAge   time.Duration `default:"24h" help:"How long the stream keeps events: how long a node may be away without a reset."`
 	StreamMaxBytes int64         `default:"1073741824" placeholder:"BYTES" help:"Bound on the stream's size."`
+}
+
+func (f streamFlags) config(name, domain string) listener.StreamConfig {
+	return listener.StreamConfig{Name: name, Domain: domain, Replicas: f.StreamReplicas, MaxAge: f.StreamMaxAge, MaxBytes: f.StreamMaxBytes}
 }
 
 func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
@@ -42,7 +50,7 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 		Name: nodeName(c.Name), PostgresURL: c.PostgresURL, Subjects: subjects,
 		MaxStaleness: c.MaxStaleness, MaxLease: max(c.MaxLease, c.MaxStaleness),
 		NotifyOff: c.Notify == "off" || (c.Notify == "" && !f.watch.Notifies()), PollInterval: c.PollInterval, Gather: c.Gather,
-		Stream: listener.StreamConfig{Name: c.stream(subjects), Domain: c.NATSDomain, Replicas: c.StreamReplicas, MaxAge: c.StreamMaxAge, MaxBytes: c.StreamMaxBytes},
+		Stream: c.streamFlags.config(c.stream(subjects), c.NATSDomain),
 		Logger: s.log,
 	}
 	if err := config.Validate(); err != nil {

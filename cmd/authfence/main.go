@@ -54,6 +54,7 @@ type cli struct {
 	Listen     listenCommand     `cmd:"" help:"Publish the changes of Postgres to NATS; grant leases. Any number may run, one leads."`
 	Invalidate invalidateCommand `cmd:"" help:"Stand beside an API node: follow the changes, evict what they supersede from Redis; with --http, authenticate for services in any language."`
 	Barrier    barrierCommand    `cmd:"" help:"Wait until all that is committed now is in force on every node; print the receipt."`
+	Doctor     doctorCommand     `cmd:"" help:"Examine connections, roles, triggers, mapping, stream, leader and Redis; say what mends what is amiss (exit 3 for a problem)."`
 	Demo       demoCommand       `cmd:"" help:"Show it all on a real Postgres, NATS and Redis with three API nodes, in about half a minute."`
 	Health     healthCommand     `cmd:"" help:"Ask a health URL; for containers without a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
@@ -73,8 +74,9 @@ First steps:
   authfence migrate up --postgres-url postgres://…  install the triggers
   authfence listen                                run two of these
   authfence barrier                               is it in force everywhere?
+  authfence doctor                                is all as it should be?
 
-Exit codes: 0 done or stopped by a signal; 1 failed; 2 wrong flag, environment or file; 3 the answer is no (barrier incomplete, not ready, a promise broken).`
+Exit codes: 0 done or stopped by a signal; 1 failed; 2 wrong flag, environment or file; 3 the answer is no (barrier incomplete, not ready, a problem found, a promise broken).`
 
 // run is main without the process: it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
