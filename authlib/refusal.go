@@ -42,7 +42,14 @@ func RefusalOf(err error) *Refusal {
 
 // Write answers. realm goes into WWW-Authenticate; it may be empty.
 func (f *Refusal) Write(w http.ResponseWriter, realm string) {
-	h := w.Header()
+	f.SetHeader(w.Header(), realm)
+	w.WriteHeader(f.Status)
+	_, _ = w.Write([]byte(f.Body())) // #nosec G705 -- JSON, quoted, nosniff; if the caller went away there is nobody to tell
+}
+
+// SetHeader sets the headers of the answer, as Write does, for answers that do
+// not go out over net/http.
+func (f *Refusal) SetHeader(h http.Header, realm string) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -53,12 +60,15 @@ func (f *Refusal) Write(w http.ResponseWriter, realm string) {
 		seconds := max(1, int64(math.Ceil(f.RetryAfter.Seconds())))
 		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
 	}
-	w.WriteHeader(f.Status)
+}
+
+// Body is the JSON body of the answer.
+func (f *Refusal) Body() string {
 	body := `{"error":` + strconv.Quote(f.Code)
 	if f.Detail != "" {
 		body += `,"error_description":` + strconv.QuoteToASCII(f.Detail)
 	}
-	_, _ = w.Write([]byte(body + "}\n")) // #nosec G705 -- JSON, quoted, nosniff; if the caller went away there is nobody to tell
+	return body + "}\n"
 }
 
 // wwwAuthenticate is RFC 6750, section 3: no code where no token was given.

@@ -58,8 +58,20 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := w.Header()
-	p := res.Principal
 	h["Cache-Control"] = noStore
+	identify(h, res)
+	if asked.query.Get("body") != "json" {
+		h["Content-Length"] = noBody
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	h["Content-Type"] = isJSON
+	_ = json.NewEncoder(w).Encode(answerOf(res)) // the caller went away
+}
+
+// identify sets the headers that say who a request comes from.
+func identify(h http.Header, res authlib.Result) {
+	p := res.Principal
 	h[headerKeyID] = []string{printable(p.KeyID())}
 	h[headerOrganizationID] = []string{printable(p.OrganizationID())}
 	h[headerPermissions] = []string{p.Permissions().JSON()}
@@ -73,14 +85,33 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
 	if res.Stale {
 		h[headerStale] = isTrue
 	}
-	if asked.query.Get("body") != "json" {
-		h["Content-Length"] = noBody
-		w.WriteHeader(http.StatusOK)
-		return
-	}
-	h["Content-Type"] = isJSON
-	_ = json.NewEncoder(w).Encode(answerOf(res)) // the caller went away
 }
+
+// Check is one authentication for a face that is not HTTP: the request's headers,
+// and beside them what the route demands, resource and action in pairs. It
+// returns the headers of [Identity] that hold, or a refusal.
+func (g *Gateway) Check(ctx context.Context, header http.Header, route Route) (http.Header, *authlib.Refusal) {
+	res, refused := g.admit(ctx, asked{header: header, query: route.query(), bypass: route.Bypass})
+	if refused != nil {
+		return nil, refused
+	}
+	identity := make(http.Header, len(Identity()))
+	identify(identity, res)
+	return identity, nil
+}
+
+// Route is what a proxy's route demands of every request that takes it.
+type Route struct {
+	Resources, Actions []string // in pairs
+	Bypass             bool     // answer from the primary
+}
+
+func (r Route) query() url.Values {
+	return url.Values{"resource": r.Resources, "action": r.Actions}
+}
+
+// Realm is that of WWW-Authenticate.
+func (g *Gateway) Realm() string { return g.cfg.Realm }
 
 func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, refused *authlib.Refusal) {
 	g.cfg.Logger.DebugContext(r.Context(), "request refused", "status", refused.Status, "reason", refused.Reason)
@@ -91,6 +122,7 @@ func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, refused *authli
 type asked struct {
 	header http.Header
 	query  url.Values
+	bypass bool
 }
 
 // admit is the whole of an authentication but its form.
@@ -106,6 +138,7 @@ func (g *Gateway) admit(ctx context.Context, asked asked) (authlib.Result, *auth
 	if refused != nil {
 		return authlib.Result{}, refused
 	}
+	demand.Bypass = asked.bypass
 	res, err := g.cfg.Authenticator.AuthenticateWith(ctx, token, demand)
 	if err != nil {
 		return res, authlib.RefusalOf(err)

@@ -3,7 +3,8 @@
 // them, over HTTP on loopback or a unix socket.
 //
 //	GET  /v1/authenticate          who a token stands for; any method, for nginx auth_request,
-//	                               Traefik ForwardAuth, Caddy forward_auth, Envoy ext_authz
+//	                               Traefik ForwardAuth, Caddy forward_auth
+//	any  /v1/ext_authz/…           the same, for Envoy's ext_authz over HTTP; package extauthz has it over gRPC
 //	POST /v1/authenticate/batch    the same for many tokens
 //	GET  /v1/changes               what is evicted, as server-sent events
 //	GET  /v1/lease                 for how long a cache that follows /v1/changes may be trusted
@@ -17,9 +18,9 @@
 // The token comes in "Authorization: Bearer" or in the header of [Config].Header.
 // Who the request must be allowed to do what is said by the query
 // (?resource=invoices&action=write) or by the headers X-Authfence-Resource and
-// X-Authfence-Action; all of them are required. A path below /v1/authenticate/ is
-// that of the original request, as Envoy appends it: its query is not ours and is
-// not looked at.
+// X-Authfence-Action; all of them are required. A path below /v1/ext_authz/ (or
+// /v1/authenticate/) is that of the original request, as Envoy appends it to its
+// path_prefix: it is the client's, and so is its query. Neither is looked at.
 //
 //	200  X-Authfence-Key-Id, -Organization-Id, -Permissions (JSON), -Source (l1, l2, primary),
 //	     -Position (as new as this, at least), -Expires-At; -Stale: true when no guarantee holds

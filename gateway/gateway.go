@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -122,8 +123,13 @@ func New(cfg Config) (*Gateway, error) {
 // authenticatePath is asked by every request of somebody, and goes past the mux.
 const authenticatePath = "/v1/authenticate"
 
+// externalPath is asked by proxies that send the client's own path behind a
+// prefix, as Envoy's ext_authz does over HTTP. It goes past the mux, which would
+// answer a path with two slashes by a redirect.
+const externalPath = "/v1/ext_authz/"
+
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == authenticatePath {
+	if r.URL.Path == authenticatePath || strings.HasPrefix(r.URL.Path, externalPath) {
 		g.authenticate(w, r)
 		return
 	}

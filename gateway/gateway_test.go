@@ -75,6 +75,15 @@ func TestAuthenticate_TakesAnyMethodAndTheConfiguredHeader(t *testing.T) {
 	if got := s.ask("GET", "/v1/authenticate/orders/7?resource=nothing&action=delete", "", "Authorization", "Bearer "+k.token); got.status != 200 {
 		t.Errorf("original path: %d %s", got.status, got.body)
 	}
+	// Whatever path the client chose: no redirect, and nothing of ours behind it.
+	for _, path := range []string{"/", "//orders//7", "/../barrier", "/batch", "/x/%2e%2e/y?resource=nothing&action=delete"} {
+		if got := s.ask("POST", "/v1/ext_authz"+path, "", "Authorization", "Bearer "+k.token); got.status != 200 {
+			t.Errorf("behind the prefix, %s: %d %s", path, got.status, got.body)
+		}
+		if got := s.ask("POST", "/v1/ext_authz"+path, ""); got.status != 401 {
+			t.Errorf("behind the prefix without a token, %s: %d %s", path, got.status, got.body)
+		}
+	}
 	if got := s.ask("GET", "/v1/authenticated", "", "Authorization", "Bearer "+k.token); got.status != 404 {
 		t.Errorf("another path: %d", got.status)
 	}

@@ -24,10 +24,11 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
 		{name: "listener", ours: []string{"event"}, never: []string{"nats-server", "redis", "otter", "grpc"}},
 		{name: "invalidator", ours: []string{"event"}, never: []string{"nats-server", "pgx", "grpc"}},
-		{name: "authlib", ours: []string{"event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "authlib", ours: []string{"event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong", "go-control-plane"}},
 		{name: "authlib/grpcauth", ours: []string{"authlib", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "kong"}},
-		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
-		{name: "doctor", ours: []string{"authlib", "event", "invalidator", "listener", "migrations", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong"}},
+		{name: "gateway", ours: []string{"authlib", "barrier", "event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong", "go-control-plane"}},
+		{name: "doctor", ours: []string{"authlib", "event", "invalidator", "listener", "migrations", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong", "go-control-plane"}},
+		{name: "gateway/extauthz", ours: []string{"authlib", "barrier", "event", "gateway", "invalidator", "observe", "watch"}, never: []string{"nats-server", "kong"}},
 		{name: "internal/history"},
 	} {
 		t.Run(strings.ReplaceAll(room.name, "/", "_"), func(t *testing.T) {

@@ -41,7 +41,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return err
 	}
 	defer nc.Close()
-	if c.HTTP != "" {
+	if c.HTTP != "" || c.GRPC != "" {
 		return c.serve(ctx, s, f, nc, client, subjects, name)
 	}
 	applied := observe.NewAppliedRecorder(nc, subjects, name, 0, s.log)

@@ -30,6 +30,7 @@ import (
 type sidecarFlags struct {
 	HTTP         string `name:"http" placeholder:"ADDRESS" help:"Where services and proxies authenticate: 127.0.0.1:7600, or unix:/run/authfence/http.sock; needs --postgres-url. Default: nowhere."`
 	HTTPMode     string `name:"http-mode" default:"0660" placeholder:"MODE" help:"Mode of the unix socket: whoever may write to it may ask."`
+	GRPC         string `name:"grpc" placeholder:"ADDRESS" help:"Where Envoy authenticates by ext_authz over gRPC: 127.0.0.1:7603, or unix:/run/authfence/grpc.sock, with the mode of --http-mode. Default: nowhere."`
 	HTTPHeader   string `name:"http-header" placeholder:"NAME" help:"Header in which a bare token may stand beside Authorization: Bearer, for instance X-Api-Key."`
 	HTTPRealm    string `name:"http-realm" placeholder:"REALM" help:"Realm of WWW-Authenticate."`
 	SealKeys     string `placeholder:"ID:BASE64,…" help:"Keys that seal what is written to Redis, 32 bytes each: the first seals, all open. Better in the environment or a file than here."`
@@ -106,11 +107,21 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 	if err != nil {
 		return usageError{err}
 	}
-	socket, err := c.listen(ctx, s.log)
-	if err != nil {
-		return err
+	var servers []server
+	for _, one := range []struct {
+		flag, address string
+		serve         func(*gateway.Gateway, net.Listener, *slog.Logger) server
+	}{{"--http", c.HTTP, overHTTP}, {"--grpc", c.GRPC, overGRPC}} {
+		if one.address == "" {
+			continue
+		}
+		socket, err := c.listen(ctx, one.flag, one.address, s.log)
+		if err != nil {
+			return err
+		}
+		defer socket.Close()
+		servers = append(servers, one.serve(face, socket, s.log))
 	}
-	defer socket.Close()
 
 	health, stopHealth := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopHealth()
@@ -121,59 +132,81 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 	if err != nil {
 		return err
 	}
-	s.log.Info("sidecar starts", "version", buildVersion(), "http", c.HTTP)
-	err = serveUntil(ctx, auth.Run, face, socket, s.log)
+	s.log.Info("sidecar starts", "version", buildVersion(), "http", c.HTTP, "grpc", c.GRPC)
+	err = serveUntil(ctx, auth.Run, servers)
 	stopHealth()
 	s.log.Info("sidecar stopped")
 	return errors.Join(err, wait())
 }
 
-// serveUntil serves until ctx or keep ends. Requests at hand still authenticate: the
-// server drains first.
-func serveUntil(ctx context.Context, keep func(context.Context) error, face *gateway.Gateway, socket net.Listener, log *slog.Logger) error {
-	group, running := errgroup.WithContext(ctx)
-	keeping, drained := context.WithCancel(context.WithoutCancel(ctx))
-	defer drained()
-	server := &http.Server{
+// server is one face of the sidecar. serve returns nil once drain was called;
+// drain lets the requests at hand end, for as long as its context lasts.
+type server struct {
+	serve func() error
+	drain func(context.Context) error
+}
+
+func overHTTP(face *gateway.Gateway, socket net.Listener, log *slog.Logger) server {
+	s := &http.Server{
 		Handler: face, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: headerBytes,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	server.RegisterOnShutdown(face.Stop)
+	s.RegisterOnShutdown(face.Stop)
+	return server{
+		serve: func() error {
+			if err := s.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve http: %w", err)
+			}
+			return nil
+		},
+		drain: func(ctx context.Context) error {
+			if err := s.Shutdown(ctx); err != nil {
+				return fmt.Errorf("drain http: %w", errors.Join(err, s.Close()))
+			}
+			return nil
+		},
+	}
+}
+
+// serveUntil serves until ctx or keep ends. Requests at hand still authenticate: the
+// servers drain first.
+func serveUntil(ctx context.Context, keep func(context.Context) error, servers []server) error {
+	group, running := errgroup.WithContext(ctx)
+	keeping, drained := context.WithCancel(context.WithoutCancel(ctx))
+	defer drained()
 	group.Go(func() error { return keep(keeping) })
-	group.Go(func() error {
-		if err := server.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve: %w", err)
-		}
-		return nil
-	})
+	for _, s := range servers {
+		group.Go(s.serve)
+	}
 	group.Go(func() error {
 		defer drained()
 		<-running.Done()
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		if err := server.Shutdown(end); err != nil {
-			return fmt.Errorf("drain: %w", errors.Join(err, server.Close()))
+		var drains errgroup.Group
+		for _, s := range servers {
+			drains.Go(func() error { return s.drain(end) })
 		}
-		return nil
+		return drains.Wait()
 	})
 	return group.Wait()
 }
 
-// listen takes the address of --http. A unix socket that a process left behind
+// listen takes the address of a flag. A unix socket that a process left behind
 // is taken over; one that somebody answers on is not.
-func (f sidecarFlags) listen(ctx context.Context, log *slog.Logger) (net.Listener, error) {
-	path, unix := strings.CutPrefix(f.HTTP, "unix:")
+func (f sidecarFlags) listen(ctx context.Context, flag, address string, log *slog.Logger) (net.Listener, error) {
+	path, unix := strings.CutPrefix(address, "unix:")
 	if !unix {
-		host, _, err := net.SplitHostPort(f.HTTP)
+		host, _, err := net.SplitHostPort(address)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--http: %q: want 127.0.0.1:7600, or unix:/run/authfence/http.sock", f.HTTP)}
+			return nil, usageError{fmt.Errorf("%s: %q: want 127.0.0.1:7600, say, or unix:/run/authfence/http.sock", flag, address)}
 		}
-		socket, err := new(net.ListenConfig).Listen(ctx, "tcp", f.HTTP)
+		socket, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--http: %w", err)}
+			return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
 		}
 		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			log.Warn("other machines can ask for any token and follow every change: use 127.0.0.1 or a unix socket, or let a firewall choose who may", "http", f.HTTP)
+			log.Warn("other machines can ask for any token and follow every change: use 127.0.0.1 or a unix socket, or let a firewall choose who may", "address", address)
 		}
 		return socket, nil
 	}
@@ -182,11 +215,11 @@ func (f sidecarFlags) listen(ctx context.Context, log *slog.Logger) (net.Listene
 		return nil, usageError{fmt.Errorf("--http-mode: %q: want an octal mode, for instance 0660", f.HTTPMode)}
 	}
 	if err := removeStale(ctx, path); err != nil {
-		return nil, usageError{fmt.Errorf("--http: %w", err)}
+		return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
 	}
 	socket, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--http: %w", err)}
+		return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
 	}
 	if err := os.Chmod(path, fs.FileMode(mode)); err != nil {
 		return nil, errors.Join(usageError{fmt.Errorf("--http-mode: %w", err)}, socket.Close())

@@ -11,7 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/authfence/authfence/internal/testenv"
 )
@@ -51,7 +54,7 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
 		t.Fatalf("migrate: exit %d, %s", code, stderr)
 	}
-	socket := filepath.Join(t.TempDir(), "http.sock")
+	socket, grpcSocket := filepath.Join(t.TempDir(), "http.sock"), filepath.Join(t.TempDir(), "grpc.sock")
 	if code, _, stderr := authfence(t, "invalidate", "--http=unix:"+socket, "--health="); code != exitUsage || !strings.Contains(stderr, "--seal-keys is missing") {
 		t.Errorf("Redis without a key to seal by: exit %d, %s", code, stderr)
 	}
@@ -65,7 +68,7 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 	_ = left.Close()
 
 	start(t, "listen", "--name=listen-1", "--health=127.0.0.1:0", "--announce")
-	sidecar := start(t, "invalidate", "--name=beside-1", "--health=127.0.0.1:0", "--announce", "--http=unix:"+socket, "--http-mode=0600", "--http-realm=api")
+	sidecar := start(t, "invalidate", "--name=beside-1", "--health=127.0.0.1:0", "--announce", "--http=unix:"+socket, "--grpc=unix:"+grpcSocket, "--http-mode=0600", "--http-realm=api")
 	eventually(t, "ready", func() bool { status, _ := get(sidecar.url + "/readyz"); return status == http.StatusOK })
 	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", info.Mode(), err)
@@ -90,6 +93,10 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 		status, header := asBearer(client, "http://sidecar/v1/authenticate", "tok_sidecar")
 		return status == http.StatusOK && header.Get("X-Authfence-Key-Id") == id && header.Get("X-Authfence-Source") == "l1"
 	})
+	envoy := asEnvoy(t, grpcSocket)
+	if ok := envoy("tok_sidecar").GetOkResponse(); ok == nil {
+		t.Error("over gRPC a good key is refused")
+	}
 	if _, err := conn.Exec(t.Context(), `UPDATE api_keys SET revoked_at = now()`); err != nil {
 		t.Fatal(err)
 	}
@@ -99,12 +106,36 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 	if status, header := asBearer(client, "http://sidecar/v1/authenticate", "tok_sidecar"); status != http.StatusUnauthorized || header.Get("WWW-Authenticate") != `Bearer realm="api", error="invalid_token"` {
 		t.Errorf("revoked: %d %v", status, header)
 	}
+	if denied := envoy("tok_sidecar").GetDeniedResponse(); denied.GetStatus().GetCode() != http.StatusUnauthorized {
+		t.Errorf("revoked, over gRPC: %v", denied)
+	}
 	code, stderr := sidecar.stop()
 	if code != exitOK || !strings.Contains(stderr, "sidecar stopped") || strings.Contains(stderr, "tok_sidecar") {
 		t.Errorf("stop: exit %d\n%s", code, stderr)
 	}
-	if _, err := os.Stat(socket); !os.IsNotExist(err) {
-		t.Errorf("the socket is left behind: %v", err)
+	for _, path := range []string{socket, grpcSocket} {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("a socket is left behind: %v", err)
+		}
+	}
+}
+
+// asEnvoy asks over gRPC.
+func asEnvoy(t *testing.T, path string) func(token string) *authv3.CheckResponse {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return func(token string) *authv3.CheckResponse {
+		response, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+			Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Headers: map[string]string{"authorization": "Bearer " + token}}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
 	}
 }
 
@@ -122,6 +153,8 @@ func TestSidecar_NamesTheSettingThatCannotBe(t *testing.T) {
 	}{
 		{[]string{"--http=127.0.0.1:0"}, []string{"--postgres-url is missing"}},
 		{[]string{"--http=7600", postgres}, []string{"--http", "127.0.0.1:7600"}},
+		{[]string{"--grpc=127.0.0.1:0"}, []string{"--postgres-url is missing"}},
+		{[]string{"--grpc=unix:" + full, postgres}, []string{"--grpc", "is no socket"}},
 		{[]string{"--http=unix:" + full, postgres}, []string{"--http", "is no socket"}},
 		{[]string{"--http=unix:/does/not/exist/s", postgres}, []string{"--http"}},
 		{[]string{"--http=unix:" + full + ".s", "--http-mode=rw", postgres}, []string{"--http-mode", "0660"}},

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/authfence/authfence/gateway"
+	"github.com/authfence/authfence/gateway/extauthz"
+)
+
+// checkBytes bounds a request of Envoy's: its client's headers, and a body for
+// which nobody asked it.
+const checkBytes = 256 << 10
+
+func overGRPC(face *gateway.Gateway, socket net.Listener, _ *slog.Logger) server {
+	s := grpc.NewServer(
+		grpc.MaxRecvMsgSize(checkBytes), grpc.ConnectionTimeout(headerTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	authv3.RegisterAuthorizationServer(s, extauthz.New(face))
+	alive := health.NewServer()
+	healthv1.RegisterHealthServer(s, alive)
+	return server{
+		serve: func() error {
+			if err := s.Serve(socket); err != nil {
+				return fmt.Errorf("serve grpc: %w", err)
+			}
+			return nil
+		},
+		drain: func(ctx context.Context) error {
+			alive.Shutdown() // Envoy goes elsewhere, if there is an elsewhere
+			stopped := make(chan struct{})
+			go func() { defer close(stopped); s.GracefulStop() }()
+			select {
+			case <-stopped:
+				return nil
+			case <-ctx.Done():
+				s.Stop()
+				<-stopped
+				return fmt.Errorf("drain grpc: %w", ctx.Err())
+			}
+		},
+	}
+}
