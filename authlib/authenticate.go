@@ -51,7 +51,8 @@ type Result struct {
 	Principal *Principal
 	Source    Source
 	// Position is one that the answer is at least as new as. Zero when nothing
-	// can be said: the node has no history, or Postgres is in another epoch.
+	// can be said: the node has no history, Postgres is in another epoch, or the
+	// triggers do not watch all that was read.
 	Position event.Mark
 	// Stale: no guarantee holds for the answer; see Config.StaleOnOutage.
 	Stale bool
@@ -67,7 +68,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (*Princi
 	}
 	lease := a.node.Lease()
 	sum := sumOf(token)
-	if p, verdict, ok := a.fromMemory(lease, &sum, a.cfg.MaxStaleness); ok {
+	if p, _, verdict, ok := a.fromMemory(lease, &sum, a.cfg.MaxStaleness); ok {
 		return p, verdict
 	}
 	res, err := a.load(ctx, token, sum, demand{staleness: a.cfg.MaxStaleness})
@@ -93,12 +94,15 @@ func (a *Authenticator) AuthenticateWith(ctx context.Context, token string, r Re
 	lease := a.node.Lease()
 	sum := sumOf(token)
 	if !d.fresh {
-		if p, verdict, ok := a.fromMemory(lease, &sum, d.staleness); ok {
+		if p, positioned, verdict, ok := a.fromMemory(lease, &sum, d.staleness); ok {
+			if !positioned {
+				position = event.Mark{}
+			}
 			return Result{Principal: p, Source: L1, Position: position}, verdict
 		}
 	}
 	res, err := a.load(ctx, token, sum, d)
-	if res.Source != None && !res.Stale && !res.foreign {
+	if res.Source != None && !res.Stale && !res.unpositioned {
 		res.Position = position
 	}
 	return res.Result, err
@@ -117,13 +121,14 @@ func sumOf(token string) [sha256.Size]byte {
 
 // fromMemory is the hit: ok is false when memory may not answer. The order of
 // its steps is rule 19's: the lease was loaded before the look-ups (and so were
-// the generations), the clock is read after them, once.
-func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]byte, staleness time.Duration) (p *Principal, verdict error, ok bool) {
+// the generations), the clock is read after them, once. positioned: positions say
+// something of the answer.
+func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]byte, staleness time.Duration) (p *Principal, positioned bool, verdict error, ok bool) {
 	keyGeneration := a.l1.keyGeneration.Load()
 	organizationGeneration := a.l1.organizationGeneration.Load()
 	k, found := a.l1.keys.GetIfPresent(*sum)
 	if !found || k.generation != keyGeneration {
-		return nil, nil, false
+		return nil, false, nil, false
 	}
 	random := rand.Uint32() // #nosec G404 -- the stripe of a counter, and whom to touch
 	c := k.composed.Load()
@@ -132,31 +137,31 @@ func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]b
 	if c == nil || c.organization.gone.Load() || random>>24 < touchOneIn256 {
 		o, found := a.l1.organizations.GetIfPresent(k.record.OrganizationID)
 		if !found {
-			return nil, nil, false
+			return nil, false, nil, false
 		}
 		c = k.compose(o)
 	}
 	o := c.organization
 	if o.generation != organizationGeneration {
-		return nil, nil, false
+		return nil, false, nil, false
 	}
 	now := invalidator.InstantOf(a.now())
 	leased := lease.ValidFor(now, staleness)
 	if !k.servable(now, leased, staleness) || !o.servable(now, leased, staleness) {
-		return nil, nil, false
+		return nil, false, nil, false
 	}
 	if now.Wall >= k.deadline || now.Wall >= o.deadline {
 		// A dead key goes the way of an unknown one, and takes as long.
 		if now.Wall >= k.ttl || now.Wall >= o.ttl || k.verdict(now.Wall) != nil {
-			return nil, nil, false
+			return nil, false, nil, false
 		}
 		verdict = o.verdict(now.Wall)
 	}
 	a.count.l1Hits.add(random)
 	if verdict != nil {
-		return nil, verdict, true
+		return nil, k.leased && o.leased, verdict, true
 	}
-	return &c.principal, nil, true
+	return &c.principal, k.leased && o.leased, nil, true
 }
 
 // touchOneIn256 of 256 hits tell otter that the organization is in use.
@@ -177,7 +182,7 @@ type demand struct {
 // answer is a Result in the making.
 type answer struct {
 	Result
-	foreign bool // Postgres answered in another epoch than the node's
+	unpositioned bool // a part of it is vouched for by its own read alone
 }
 
 func (r *answer) farther(s Source) { r.Source = max(r.Source, s) }
@@ -243,12 +248,12 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 			return res, err
 		}
 		res.farther(r.source)
-		res.foreign = r.source == Primary && !r.leased
 		k = r.key
 		if r.organizationRead && (!late || r.organizationAdmitted) {
 			o = r.organization
 		}
 	}
+	res.unpositioned = !k.leased
 	if verdict := k.verdict(a.now().UnixNano()); verdict != nil {
 		return res, verdict
 	}
@@ -271,9 +276,9 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 			return res, err
 		}
 		res.farther(r.source)
-		res.foreign = res.foreign || (r.source == Primary && !r.leased)
 		o = r.organization
 	}
+	res.unpositioned = res.unpositioned || !o.leased
 	if verdict := o.verdict(a.now().UnixNano()); verdict != nil {
 		return res, verdict
 	}

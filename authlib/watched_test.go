@@ -23,11 +23,16 @@ func TestWatched_ColumnsThatNoTriggerWatchesLiveOnTheirOwnRead(t *testing.T) {
 	}
 	token := newToken()
 	s.newKey(token)
-	res, err := a.AuthenticateWith(within(t), token, Request{})
-	if err != nil || !res.Position.IsZero() {
+	for _, source := range []Source{Primary, L1} {
+		if res, err := a.AuthenticateWith(within(t), token, Request{}); err != nil || res.Source != source || !res.Position.IsZero() {
+			t.Fatalf("got %+v, %v; want no position from %s", res, err, source)
+		}
+	}
+	a.l1.organizations.Invalidate(s.org) // the organization is read, the key is not
+	if res, err := a.AuthenticateWith(within(t), token, Request{}); err != nil || res.Source != Primary || !res.Position.IsZero() {
 		t.Fatalf("got %+v, %v", res, err)
 	}
-	if st := a.Status(); st.Watched || st.Stats.Unwatched != 1 || !st.Mapped {
+	if st := a.Status(); st.Watched || st.Stats.Unwatched != 2 || !st.Mapped {
 		t.Fatalf("status is %+v", st)
 	}
 	s.exec(`UPDATE organizations SET created_at = '2001-02-03 04:05:06+00'`)
@@ -45,11 +50,17 @@ func TestWatched_ColumnsThatNoTriggerWatchesLiveOnTheirOwnRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.apply(widely("organization"), a) // what the migration logs
+	for _, source := range []Source{Primary, L1} {
+		if res, err := a.AuthenticateWith(within(t), token, Request{}); err != nil || res.Source != source || !res.Position.IsZero() {
+			t.Fatalf("the organization is watched, the key was not: got %+v, %v; want no position from %s", res, err, source)
+		}
+	}
 	s.apply(widely("api_key"), a)
-	if res, err = a.AuthenticateWith(within(t), token, Request{}); err != nil || res.Position.IsZero() {
+	res, err := a.AuthenticateWith(within(t), token, Request{})
+	if err != nil || res.Position.IsZero() {
 		t.Fatalf("got %+v, %v", res, err)
 	}
-	if st := a.Status(); !st.Watched || st.Stats.Unwatched != 2 {
+	if st := a.Status(); !st.Watched || st.Stats.Unwatched != 3 {
 		t.Errorf("status is %+v", st)
 	}
 	age(a, token, s.org)
@@ -63,7 +74,7 @@ func TestWatched_ColumnsThatNoTriggerWatchesLiveOnTheirOwnRead(t *testing.T) {
 	}
 	s.apply(widely("organization"), a)
 	mustAuth(t, a, token)
-	if st := a.Status(); st.Watched || st.Stats.Unwatched != 3 {
+	if st := a.Status(); st.Watched || st.Stats.Unwatched != 4 {
 		t.Errorf("status is %+v", st)
 	}
 }
