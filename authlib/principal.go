@@ -27,6 +27,19 @@ func (p *Principal) ExpiresAt() (at time.Time, ok bool) {
 	return time.Unix(0, p.key.ExpiresAt).UTC(), true
 }
 
+// Until is when the principal stops by itself to be one, by whichever comes
+// first: the key expires, or is revoked or its organization suspended at a time
+// that was set beforehand (a rotation with grace). ok is false if nothing of that
+// is due. No event tells of that moment, so whoever keeps what it was told, keeps
+// it no longer.
+func (p *Principal) Until() (at time.Time, ok bool) {
+	end := min(p.key.end(), p.organization.SuspendedAt)
+	if end == never {
+		return time.Time{}, false
+	}
+	return time.Unix(0, end).UTC(), true
+}
+
 // Permissions is what the key may do: everything, where the mapping has a
 // condition (permissions_when) that does not hold for its organization.
 func (p *Principal) Permissions() Permissions {

@@ -79,7 +79,7 @@ func identify(h http.Header, res authlib.Result) {
 	if !res.Position.IsZero() {
 		h[headerPosition] = []string{res.Position.String()}
 	}
-	if at, ok := p.ExpiresAt(); ok {
+	if at, ok := p.Until(); ok {
 		h[headerExpiresAt] = []string{at.Format(time.RFC3339Nano)}
 	}
 	if res.Stale {
@@ -191,7 +191,7 @@ func answerOf(res authlib.Result) *answer {
 		Source: res.Source.String(), Stale: res.Stale,
 		Columns: make(map[string]string), OrganizationColumns: make(map[string]string),
 	}
-	if at, ok := p.ExpiresAt(); ok {
+	if at, ok := p.Until(); ok {
 		a.ExpiresAt = &at
 	}
 	if !res.Position.IsZero() {

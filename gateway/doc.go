@@ -23,7 +23,9 @@
 // path_prefix: it is the client's, and so is its query. Neither is looked at.
 //
 //	200  X-Authfence-Key-Id, -Organization-Id, -Permissions (JSON), -Source (l1, l2, primary),
-//	     -Position (as new as this, at least), -Expires-At; -Stale: true when no guarantee holds
+//	     -Position (as new as this, at least; none when nothing can be said), -Expires-At (when
+//	     it ends by itself: the key expires, or its revocation or the organization's suspension
+//	     is due); -Stale: true when no guarantee holds
 //	401  no token, or one that is unknown, revoked or expired: alike; also a malformed one,
 //	     since nginx makes a 500 of anything but 401 and 403
 //	403  the organization is suspended, or a grant is missing
@@ -44,9 +46,11 @@
 //
 // An answer may be kept when its X-Authfence-Position is of the same epoch, not
 // below the last reset, and not below the last change of its key, of its
-// organization or of their kinds. It may be used while the clock, which must count
-// suspend, is short of t0 + left_ms of a lease: t0 was read before /v1/lease was
-// asked, and the answer counts once the stream has come as far as its position.
+// organization or of their kinds; one without a position, or that is stale, may
+// not. It may be used until its X-Authfence-Expires-At, and while the clock, which
+// must count suspend, is short of t0 + left_ms of a lease: t0 was read before
+// /v1/lease was asked, and the answer counts once the stream has come as far as its
+// position.
 // Then the bound of the nodes holds for this cache too. (A barrier's receipt does
 // not wait for it; it is among those that refuse within rest_refuse_ms.)
 package gateway

@@ -60,6 +60,25 @@ func TestAuthenticate_SaysWhoItIs(t *testing.T) {
 	}
 }
 
+// No event tells of a moment that was set beforehand, so the answer does, or a
+// client's own cache would not know.
+func TestAuthenticate_SaysWhenItEndsByItself(t *testing.T) {
+	s := newSystem(t)
+	k := s.key("", permissions)
+	for _, step := range []struct{ sql, want string }{
+		{`UPDATE api_keys SET expires_at = NULL WHERE id = $1`, ""},
+		{`UPDATE api_keys SET expires_at = '2199-03-01' WHERE id = $1`, "2199-03-01T00:00:00Z"},
+		{`UPDATE api_keys SET revoked_at = '2199-02-01' WHERE id = $1`, "2199-02-01T00:00:00Z"}, // rotated, with grace
+		{`UPDATE organizations SET suspended_at = '2199-01-01' WHERE id = (SELECT organization_id FROM api_keys WHERE id = $1)`, "2199-01-01T00:00:00Z"},
+	} {
+		s.exec(step.sql, k.id)
+		s.settle()
+		if got := s.authenticate(k.token, ""); got.status != 200 || got.header.Get("X-Authfence-Expires-At") != step.want {
+			t.Errorf("%s: %d %q, want %q", step.sql, got.status, got.header.Get("X-Authfence-Expires-At"), step.want)
+		}
+	}
+}
+
 func TestAuthenticate_TakesAnyMethodAndTheConfiguredHeader(t *testing.T) {
 	s := newSystem(t)
 	k := s.key("", permissions)
