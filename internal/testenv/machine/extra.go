@@ -61,9 +61,11 @@ var extras = map[string]extra{
 		},
 	},
 	"rack": {
-		what: "Ruby with Rack, which examples/rack needs, is", packages: []string{"ruby", "ruby-rack"},
-		mend:  "`apt-get install ruby ruby-rack` (Debian, Ubuntu) or `dnf install ruby rubygem-rack` (Fedora)",
-		found: func(ctx context.Context) bool { return answers(ctx, "ruby", "-e", "require 'rack'") },
+		what: "Ruby with Rack and Puma, which examples/rack needs, is", packages: []string{"ruby", "ruby-rack", "puma"},
+		mend: "`apt-get install ruby ruby-rack puma` (Debian, Ubuntu) or `dnf install ruby rubygem-rack rubygem-puma` (Fedora)",
+		found: func(ctx context.Context) bool {
+			return onPath("puma") && answers(ctx, "ruby", "-e", "require 'rack'; require 'puma'")
+		},
 	},
 }
 
@@ -78,6 +80,23 @@ func answers(ctx context.Context, name string, args ...string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return exec.CommandContext(ctx, name, args...).Run() == nil
+}
+
+// FindExtra is nil if what a name stands for is there, and otherwise one line that says what to install: for a test,
+// which installs nothing.
+func FindExtra(ctx context.Context, name string) error {
+	e, ok := extras[name]
+	if !ok {
+		return fmt.Errorf("%q is not in the table of extras", name)
+	}
+	if !e.found(ctx) {
+		return e.missing()
+	}
+	return nil
+}
+
+func (e extra) missing() error {
+	return fmt.Errorf("%s %w: install it with %s", e.what, ErrMissing, e.mend)
 }
 
 // PrepareExtra does what Prepare does, but for what the names stand for: see extras. All that is missing is installed
@@ -109,7 +128,7 @@ func (p *preparer) extra(ctx context.Context, names []string) error {
 	}
 	lacking, _, err = missing()
 	for _, e := range lacking {
-		err = errors.Join(err, fmt.Errorf("%s %w: install it with %s", e.what, ErrMissing, e.mend))
+		err = errors.Join(err, e.missing())
 	}
 	return err
 }

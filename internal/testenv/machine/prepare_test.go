@@ -201,4 +201,10 @@ func TestPrepareExtra_SaysWhatToInstall(t *testing.T) {
 			t.Errorf("%q does not say %q", err, want)
 		}
 	}
+	if err := FindExtra(t.Context(), "caddy"); !errors.Is(err, ErrMissing) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "apt-get install caddy") {
+		t.Errorf("a test would say %v", err)
+	}
+	if err := FindExtra(t.Context(), "nginz"); err == nil || errors.Is(err, ErrMissing) {
+		t.Errorf("a name that is not in the table: %v", err)
+	}
 }
