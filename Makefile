@@ -73,7 +73,7 @@ clean: ## Remove what was built, and cached test results.
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-test:
-	@$(GO) run ./internal/testenv/prepare -with race,fastapi
+	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack
 prepare-chaos:
 	@$(GO) run ./internal/testenv/prepare -with pooler
 
