@@ -101,7 +101,7 @@ func (f *file) parse(body []byte) error {
 func (f *file) Validate(app *kong.Application) error {
 	known := []string{"watch"}
 	_ = kong.Visit(app.Node, func(node kong.Visitable, next kong.Next) error {
-		if flag, ok := node.(*kong.Flag); ok && !flag.Hidden {
+		if flag, ok := node.(*kong.Flag); ok && !flag.Hidden && len(flag.Envs) > 0 {
 			known = append(known, key(flag))
 		}
 		return next(nil)
@@ -115,8 +115,13 @@ func (f *file) Validate(app *kong.Application) error {
 }
 
 // Resolve gives the file's value of a flag; flags win before kong asks, the
-// environment wins here.
+// environment wins here. What has no environment variable belongs to one
+// command line, and is not in the file either: the name of a node there must
+// not become that of a key.
 func (f *file) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if len(flag.Envs) == 0 {
+		return nil, nil
+	}
 	for _, name := range flag.Envs {
 		if _, ok := os.LookupEnv(name); ok {
 			return nil, nil
