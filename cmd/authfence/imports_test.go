@@ -22,6 +22,7 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "barrier", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "observe", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
+		{name: "keys", ours: []string{"watch"}, never: []string{"nats-server", "nats.go", "redis", "grpc", "kong"}},
 		{name: "listener", ours: []string{"event"}, never: []string{"nats-server", "redis", "otter", "grpc"}},
 		{name: "invalidator", ours: []string{"event"}, never: []string{"nats-server", "pgx", "grpc"}},
 		{name: "authlib", ours: []string{"event", "invalidator", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong", "go-control-plane"}},
