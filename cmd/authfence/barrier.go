@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/authfence/authfence/barrier"
 	"github.com/authfence/authfence/event"
@@ -27,19 +30,12 @@ func (c barrierCommand) Run(ctx context.Context, s *stage) error {
 		return err
 	}
 	defer nc.Close()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	receipt, err := barrier.Wait(ctx, nc, subjects)
-	switch {
-	case errors.Is(err, barrier.ErrRefused): // the receipt says how far it came
-		err = fmt.Errorf("%w: %w", errUnmet, err)
-	case errors.Is(err, barrier.ErrNoLeader), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%w: no receipt within %s: %w", errUnmet, c.Timeout, err)
-	case err != nil:
+	receipt, err := awaitReceipt(ctx, nc, subjects, c.Timeout)
+	if receipt == nil {
 		return err
 	}
 	if !c.JSON {
-		printReceipt(s, receipt)
+		printReceipt(s.out, "in force", *receipt)
 		return err
 	}
 	body, encodeErr := json.Marshal(receipt)
@@ -50,19 +46,38 @@ func (c barrierCommand) Run(ctx context.Context, s *stage) error {
 	return err
 }
 
-func printReceipt(s *stage, r event.Receipt) {
+// awaitReceipt waits for a barrier. An answer of no (exit 3) has a receipt if a
+// leader answered: it says how far it came.
+func awaitReceipt(ctx context.Context, nc *nats.Conn, subjects event.Subjects, timeout time.Duration) (*event.Receipt, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	receipt, err := barrier.Wait(ctx, nc, subjects)
+	switch {
+	case errors.Is(err, barrier.ErrRefused):
+		return &receipt, fmt.Errorf("%w: %w", errUnmet, err)
+	case errors.Is(err, barrier.ErrNoLeader), errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("%w: no receipt within %s: %w", errUnmet, timeout, err)
+	case err != nil:
+		return nil, err
+	}
+	return &receipt, nil
+}
+
+// printReceipt says what is so on the nodes that confirmed, for instance
+// "in force" or "refused".
+func printReceipt(w io.Writer, what string, r event.Receipt) {
 	nodes := len(r.Confirmed) + len(r.Unconfirmed)
-	fmt.Fprintf(s.out, "in force on %d of %d nodes after %.1f ms\n", len(r.Confirmed), nodes, float64(r.Took.Microseconds())/1000)
+	fmt.Fprintf(w, "%s on %d of %d nodes after %.1f ms\n", what, len(r.Confirmed), nodes, float64(r.Took.Microseconds())/1000)
 	for _, n := range r.Confirmed {
-		fmt.Fprintf(s.out, "  %-24s confirmed after %.1f ms\n", n.Node, float64(n.Took.Microseconds())/1000)
+		fmt.Fprintf(w, "  %-24s confirmed after %.1f ms\n", n.Node, float64(n.Took.Microseconds())/1000)
 	}
 	for _, name := range r.Unconfirmed {
-		fmt.Fprintf(s.out, "  %-24s did not confirm\n", name)
+		fmt.Fprintf(w, "  %-24s did not confirm\n", name)
 	}
 	if r.RestRefuse > 0 {
-		fmt.Fprintf(s.out, "any process not named refuses what was superseded in %s at the latest\n", r.RestRefuse.Duration())
+		fmt.Fprintf(w, "any process not named refuses what was superseded in %s at the latest\n", r.RestRefuse.Duration())
 	} else {
-		fmt.Fprintln(s.out, "any process not named refuses what was superseded by now")
+		fmt.Fprintln(w, "any process not named refuses what was superseded by now")
 	}
-	fmt.Fprintf(s.out, "position %s\n", r.Mark())
+	fmt.Fprintf(w, "position %s\n", r.Mark())
 }

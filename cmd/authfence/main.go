@@ -55,6 +55,7 @@ type cli struct {
 	Invalidate invalidateCommand `cmd:"" help:"Stand beside an API node: follow the changes, evict what they supersede from Redis; with --http, authenticate for services in any language."`
 	Barrier    barrierCommand    `cmd:"" help:"Wait until all that is committed now is in force on every node; print the receipt."`
 	Doctor     doctorCommand     `cmd:"" help:"Examine connections, roles, triggers, mapping, stream, leader and Redis; say what mends what is amiss (exit 3 for a problem)."`
+	Keys       keysCommand       `cmd:"" help:"Make, list, rotate and revoke API keys in the mapped tables."`
 	Demo       demoCommand       `cmd:"" help:"Show it all on a real Postgres, NATS and Redis with three API nodes, in about half a minute."`
 	Health     healthCommand     `cmd:"" help:"Ask a health URL; for containers without a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
