@@ -135,6 +135,42 @@ func TestAuthenticate_ExpiryIsCheckedOnEveryHit(t *testing.T) {
 	}
 }
 
+// What has ended by the clock of Postgres has ended on a node whose own clock is
+// an hour behind, and a receipt for it holds there.
+func TestAuthenticate_AClockThatIsBehindGivesNoGrace(t *testing.T) {
+	s := newScene(t)
+	clock := &fakeClock{}
+	clock.advance(-time.Hour)
+	a := ready(t, start(t, s.config(t), clock.set))
+	for end, want := range map[string]error{
+		`UPDATE api_keys SET revoked_at = now() WHERE key_hash = sha256($1::text::bytea)`:                                                          ErrRevoked,
+		`UPDATE api_keys SET expires_at = now() WHERE key_hash = sha256($1::text::bytea)`:                                                          ErrExpired,
+		`UPDATE organizations SET suspended_at = now() WHERE id = (SELECT organization_id FROM api_keys WHERE key_hash = sha256($1::text::bytea))`: ErrSuspended,
+	} {
+		token, other := newToken(), newToken()
+		s.newKey(token)
+		s.newKey(other)
+		organization := s.newOrganization("another")
+		s.exec(`UPDATE api_keys SET organization_id = $1 WHERE key_hash IN (sha256($2::text::bytea), sha256($3::text::bytea))`, organization, token, other)
+		if want == ErrSuspended {
+			// An entry of before that the same row, read again, must replace.
+			s.exec(`UPDATE organizations SET suspended_at = now() + interval '300 milliseconds' WHERE id = $1`, organization)
+			mustAuth(t, a, other)
+			s.exec(`SELECT pg_sleep(0.3)`)
+			if _, err := a.Authenticate(within(t), token); err != want {
+				t.Errorf("the other key of the organization: %v, want %v", err, want)
+			}
+			continue
+		}
+		s.exec(end, token)
+		for _, when := range []string{"loaded", "from memory"} {
+			if _, err := a.Authenticate(within(t), token); err != want {
+				t.Errorf("%s: %v, want %v", when, err, want)
+			}
+		}
+	}
+}
+
 func TestAuthenticate_LoadsAgainAfterTTL(t *testing.T) {
 	s := newScene(t)
 	cfg := s.config(t)

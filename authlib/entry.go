@@ -28,6 +28,9 @@ type keyRecord struct {
 	Columns        columns         `json:"cols,omitempty"`
 
 	permissions Permissions
+	// over: what the row meant by the clock of Postgres when it was read, ErrRevoked
+	// or ErrExpired. A node whose own clock is behind must not know better.
+	over error
 }
 
 // organizationRecord is the row of an organization as loaded.
@@ -36,6 +39,8 @@ type organizationRecord struct {
 	SuspendedAt  int64   `json:"sus"`
 	Unrestricted bool    `json:"free,omitempty"` // its keys may do everything: watch.Table.PermissionsWhen does not hold
 	Columns      columns `json:"cols,omitempty"`
+
+	over bool // suspended, by the clock of Postgres when it was read
 }
 
 // origin is what an entry needs to be judged by rule 19.
@@ -90,7 +95,7 @@ func newKeyEntry(r *keyRecord, o origin) *keyEntry {
 func newOrganizationEntry(r *organizationRecord, o origin) *organizationEntry {
 	e := &organizationEntry{origin: o, record: r, deadline: notYet, digest: organizationDigest(r)}
 	if r != nil {
-		e.deadline = min(o.ttl, r.SuspendedAt)
+		e.deadline = min(o.ttl, r.end())
 	}
 	e.gone.Store(true)
 	return e
@@ -112,7 +117,31 @@ func less(from, to invalidator.Instant, d time.Duration) bool {
 }
 
 // end is when the row itself stops opening anything.
-func (r *keyRecord) end() int64 { return min(r.ExpiresAt, r.RevokedAt) }
+func (r *keyRecord) end() int64 {
+	if r.over != nil {
+		return notYet
+	}
+	return min(r.ExpiresAt, r.RevokedAt)
+}
+
+// end is when the organization's keys stop opening anything.
+func (r *organizationRecord) end() int64 {
+	if r.over {
+		return notYet
+	}
+	return r.SuspendedAt
+}
+
+// verdict is what the row means at a time.
+func (r *keyRecord) verdict(at int64) error {
+	switch {
+	case at >= r.RevokedAt:
+		return ErrRevoked
+	case at >= r.ExpiresAt:
+		return ErrExpired
+	}
+	return nil
+}
 
 // verdict says what the row itself means at a wall clock's time: nil, ErrRevoked
 // or ErrExpired; ErrUnknown where there is none.
@@ -120,12 +149,10 @@ func (e *keyEntry) verdict(wall int64) error {
 	switch {
 	case e.record == nil:
 		return ErrUnknown
-	case wall >= e.record.RevokedAt:
-		return ErrRevoked
-	case wall >= e.record.ExpiresAt:
-		return ErrExpired
+	case e.record.over != nil:
+		return e.record.over
 	}
-	return nil
+	return e.record.verdict(wall)
 }
 
 // verdict says what the organization means for its keys.
@@ -133,7 +160,7 @@ func (e *organizationEntry) verdict(wall int64) error {
 	switch {
 	case e.record == nil:
 		return ErrUnknown
-	case wall >= e.record.SuspendedAt:
+	case wall >= e.record.end():
 		return ErrSuspended
 	}
 	return nil

@@ -192,11 +192,12 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 		var (
 			id, organization, permissions, loaded, orgLoaded, epoch, watched *string
 			expires, revoked, suspended                                      *time.Time
+			now                                                              time.Time
 			found, standby                                                   bool
 			unrestricted                                                     *bool
 		)
 		if err := rows.Scan(nil, &id, &organization, &expires, &revoked, &permissions, &loaded,
-			&found, &suspended, &orgLoaded, &standby, &epoch, &watched, &unrestricted); err != nil {
+			&found, &suspended, &orgLoaded, &standby, &epoch, &watched, &unrestricted, &now); err != nil {
 			return nil, err
 		}
 		if err := from.add(standby, epoch, watched); err != nil {
@@ -206,6 +207,7 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 		var o *organizationRecord
 		if id != nil {
 			k = &keyRecord{ID: *id, OrganizationID: text(organization), ExpiresAt: deadlineOf(expires), RevokedAt: deadlineOf(revoked)}
+			k.over = k.verdict(now.UnixNano())
 			if permissions != nil {
 				k.Permissions = json.RawMessage(*permissions)
 				k.permissions = ParsePermissions(k.Permissions)
@@ -215,7 +217,7 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 			}
 		}
 		if found && organization != nil {
-			if o, err = newOrganizationRecord(catalog, *organization, suspended, orgLoaded, unrestricted); err != nil {
+			if o, err = newOrganizationRecord(catalog, *organization, suspended, orgLoaded, unrestricted, now); err != nil {
 				return nil, err
 			}
 		}
@@ -248,16 +250,17 @@ func (a *Authenticator) queryOrganizations(ctx context.Context, conn *pgxpool.Co
 			loaded, epoch  *string
 			watched        *string
 			unrestricted   *bool
+			now            time.Time
 			o              *organizationRecord
 		)
-		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch, &watched, &unrestricted); err != nil {
+		if err := rows.Scan(&id, &found, &suspended, &loaded, &standby, &epoch, &watched, &unrestricted, &now); err != nil {
 			return nil, err
 		}
 		if err := from.add(standby, epoch, watched); err != nil {
 			return nil, err
 		}
 		if found {
-			if o, err = newOrganizationRecord(catalog, id, suspended, loaded, unrestricted); err != nil {
+			if o, err = newOrganizationRecord(catalog, id, suspended, loaded, unrestricted, now); err != nil {
 				return nil, err
 			}
 		}
@@ -277,8 +280,9 @@ func complete(got, want int) error {
 	return nil
 }
 
-func newOrganizationRecord(catalog *watch.Catalog, id string, suspended *time.Time, loaded *string, unrestricted *bool) (*organizationRecord, error) {
+func newOrganizationRecord(catalog *watch.Catalog, id string, suspended *time.Time, loaded *string, unrestricted *bool, now time.Time) (*organizationRecord, error) {
 	o := &organizationRecord{ID: id, SuspendedAt: deadlineOf(suspended), Unrestricted: unrestricted != nil && *unrestricted}
+	o.over = o.SuspendedAt <= now.UnixNano()
 	var err error
 	o.Columns, err = loadedColumns(catalog.Config.Organization.Load, loaded)
 	return o, err
@@ -471,11 +475,14 @@ func (a *Authenticator) admitOrganization(id string, record *organizationRecord,
 	admitted := a.fill(r.stamp, ref, func() {
 		in = a.l1.insertOrganization(id, e, func(old *organizationEntry) bool {
 			at := invalidator.InstantOf(now)
+			if record != nil && record.over != old.record.over {
+				return false // its time has come, unnoticed by our clock
+			}
 			return old.ttl-at.Wall > int64(a.cfg.TTL/2) && old.servable(at, lease.Valid(at), a.cfg.MaxStaleness/2)
 		})
 	})
-	if admitted && in == e && record != nil && record.SuspendedAt > now.UnixNano() {
-		a.putL2(ref, r, o.ttl, record.SuspendedAt, func() []byte { return encodeOrganization(record) })
+	if admitted && in == e && record != nil && record.end() > now.UnixNano() {
+		a.putL2(ref, r, o.ttl, record.end(), func() []byte { return encodeOrganization(record) })
 	}
 	return in, admitted
 }

@@ -33,7 +33,7 @@ func (p *Principal) ExpiresAt() (at time.Time, ok bool) {
 // is due. No event tells of that moment, so whoever keeps what it was told, keeps
 // it no longer.
 func (p *Principal) Until() (at time.Time, ok bool) {
-	end := min(p.key.end(), p.organization.SuspendedAt)
+	end := min(p.key.end(), p.organization.end())
 	if end == never {
 		return time.Time{}, false
 	}

@@ -26,6 +26,7 @@ import (
 //	12 epoch        text of authfence.relay, empty before the first listener
 //	13 watched      text that stands for what the triggers are installed for (see WatchedQuery), NULL: nothing
 //	14 unrestricted bool: PermissionsWhen does not hold for the organization, NULL: it was not found
+//	15 now          timestamptz, of the server: what had passed by then has passed, whatever another clock says
 //
 // The lookup compares the bare column, so that its index serves, and then the exact text: a collation that takes 'A' for
 // 'a' must not let one key be cached under two refs, of which a change names only one. So does the join: a key whose
@@ -73,7 +74,7 @@ func (c *Catalog) keyQuery(asked, match string) string {
 	}
 	return fmt.Sprintf(`SELECT asked.key, found.id, found.organization, found.expires_at, found.revoked_at, found.permissions, found.key_loaded,
 	COALESCE(found.organization_found, false), found.suspended_at, found.organization_loaded,
-	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted, pg_catalog.clock_timestamp()
 FROM %s
 LEFT JOIN LATERAL (
 	SELECT %s::text AS id, %s::text AS organization, %s AS expires_at, %s AS revoked_at, %s AS permissions, %s AS key_loaded,
@@ -105,11 +106,12 @@ ORDER BY asked.n`,
 //	6 epoch        text, as in KeyQuery
 //	7 watched      text, as in KeyQuery
 //	8 unrestricted bool, as in KeyQuery
+//	9 now          timestamptz, as in KeyQuery
 func (c *Catalog) OrganizationQuery() string {
 	t := c.Config.Organization
 	id := "o." + quote(t.ID)
 	return fmt.Sprintf(`SELECT asked.id, COALESCE(found.organization_found, false), found.suspended_at, found.loaded,
-	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted
+	pg_catalog.pg_is_in_recovery(), (SELECT epoch FROM authfence.relay), (`+watchedDigest+`), found.unrestricted, pg_catalog.clock_timestamp()
 FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS asked(id, n)
 LEFT JOIN LATERAL (
 	SELECT true AS organization_found, %s AS suspended_at, %s AS loaded, %s AS unrestricted

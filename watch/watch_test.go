@@ -226,7 +226,7 @@ func keyRows(t *testing.T, conn *pgx.Conn, config watch.Config, asked any) []key
 	}
 	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r keyRow, err error) {
 		err = row.Scan(&r.key, &r.id, &r.organization, &r.expiresAt, &r.revokedAt, &r.permissions, &r.loaded,
-			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch, &r.watched, nil)
+			&r.found, &r.suspendedAt, &r.organizationLoaded, &r.recovery, &r.epoch, &r.watched, nil, nil)
 		return r, err
 	})
 	if err != nil {
@@ -330,7 +330,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 	}
 	for asked, want := range map[string]bool{"ACME": true, "acme": false} {
 		var found bool
-		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil, nil, nil); err != nil || found != want {
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{asked}).Scan(nil, &found, nil, nil, nil, nil, nil, nil, nil); err != nil || found != want {
 			t.Errorf("organization %s: found %t, %v", asked, found, err)
 		}
 	}
@@ -341,7 +341,7 @@ func TestQueries_OrganizationsMatchExactly(t *testing.T) {
 		want      bool
 	}{{"a", "right", true}, {"A", "right", false}, {"a", "rotated away", false}, {"b", "right", false}, {"none", "right", false}} {
 		var id *string
-		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
+		err := conn.QueryRow(deadline(t), catalog.KeyAuditQuery(), []string{c.id}, []string{ref(c.token)}).Scan(nil, &id, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil)
 		if err != nil || (id != nil) != c.want {
 			t.Errorf("audit of %s as %q: found %t, %v", c.id, c.token, id != nil, err)
 		}
@@ -394,6 +394,7 @@ func TestOrganizationQuery_OneRowForEachAsked(t *testing.T) {
 		Epoch       string
 		Watched     *string
 		Free        *bool
+		Now         time.Time
 	}
 	got, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	if err != nil || len(got) != 2 {
@@ -554,7 +555,7 @@ func TestQueries_SayWherePermissionsDoNotCount(t *testing.T) {
 			t.Fatal(err)
 		}
 		var free bool
-		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{org}).Scan(nil, nil, nil, nil, nil, nil, nil, &free); err != nil || free != c.free {
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{org}).Scan(nil, nil, nil, nil, nil, nil, nil, &free, nil); err != nil || free != c.free {
 			t.Errorf("%s, %+v: unrestricted %t, %v", c.set, c.when, free, err)
 		}
 	}
