@@ -70,6 +70,9 @@ func TestBadInput_NamesTheFieldAndTheMend(t *testing.T) {
 		{name: "no postgres", args: []string{"listen", nats}, want: []string{"--postgres-url is missing", "AUTHFENCE_POSTGRES_URL", "postgres://"}},
 		{name: "no nats", args: []string{"listen", url}, want: []string{"--nats-url is missing", "AUTHFENCE_NATS_URL", "nats://"}},
 		{name: "a DSN that is none", args: []string{"listen", nats, "--postgres-url=postgres://u:hunter2@host:port/x"}, want: []string{"--postgres-url", "postgres://user@host:5432/database"}},
+		{name: "a DSN given twice", args: []string{"listen", url, nats, "--postgres-url-file=/dev/null"}, want: []string{"--postgres-url-file", "one of them"}},
+		{name: "a file for the DSN that is not there", args: []string{"listen", nats, "--postgres-url-file=/does/not/exist"}, want: []string{"--postgres-url-file"}},
+		{name: "a file for the DSN that is empty", args: []string{"migrate", "up", "--postgres-url-file=/dev/null"}, want: []string{"--postgres-url-file", "one line"}},
 		{name: "a NATS URL that is none", args: []string{"barrier", "--nats-url=::::"}, want: []string{"--nats-url", "nats://host:port"}},
 		{name: "a Redis URL that is none", args: []string{"invalidate", nats, "--redis-url=http://u:hunter2@x"}, want: []string{"--redis-url", "redis://host:port/0"}},
 		{name: "a prefix with a wildcard", args: []string{"barrier", nats, "--nats-prefix=a.*"}, want: []string{"--nats-prefix", "without spaces"}},
@@ -195,6 +198,30 @@ func TestMigrate_UpStatusDownOnARealDatabase(t *testing.T) {
 	var left int
 	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_namespace WHERE nspname = 'authfence'`).Scan(&left); err != nil || left != 0 {
 		t.Errorf("the schema is still there: %d, %v", left, err)
+	}
+}
+
+// TestMigrate_TakesTheDatabaseFromAFile: and every other command that goes to Postgres, since each embeds the same flags.
+func TestMigrate_TakesTheDatabaseFromAFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("dsn", []byte(testenv.Database(t)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AUTHFENCE_POSTGRES_URL_FILE", "dsn")
+	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	if err := os.WriteFile("dsn", []byte("postgres://u:hunter2@host:port/x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{
+		{"migrate", "up"}, {"migrate", "down"}, {"migrate", "status"}, {"listen"},
+		{"invalidate", "--nats-url=nats://127.0.0.1:1", "--http=127.0.0.1:0", "--health="},
+	} {
+		code, _, stderr := authfence(t, command...)
+		if code != exitUsage || !strings.Contains(stderr, "--postgres-url: ") || strings.Contains(stderr, "hunter2") {
+			t.Errorf("%v: exit %d, %s", command, code, stderr)
+		}
 	}
 }
 

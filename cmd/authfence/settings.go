@@ -38,7 +38,23 @@ func (f logFlags) logger(w io.Writer) (*slog.Logger, error) {
 }
 
 type postgresFlags struct {
-	PostgresURL string `placeholder:"URL" help:"Primary of Postgres, reached directly and not through a transaction pooler, for instance postgres://authfence@db:5432/app?sslmode=verify-full. The usual PG* variables fill what it leaves out."`
+	PostgresURL     string `placeholder:"URL" help:"Primary of Postgres, reached directly and not through a transaction pooler, for instance postgres://authfence@db:5432/app?sslmode=verify-full. The usual PG* variables fill what it leaves out."`
+	PostgresURLFile string `placeholder:"FILE" type:"path" help:"File that holds the value of --postgres-url, so that no password stands in the environment."`
+}
+
+// AfterApply lets a command read PostgresURL wherever it was given; kong calls it.
+func (f *postgresFlags) AfterApply() error {
+	if f.PostgresURLFile == "" {
+		return nil
+	}
+	if f.PostgresURL != "" {
+		return errors.New("--postgres-url, --postgres-url-file: give one of them")
+	}
+	var err error
+	if f.PostgresURL, err = readSecret(f.PostgresURLFile); err != nil {
+		return fmt.Errorf("--postgres-url-file: %w", err)
+	}
+	return nil
 }
 
 func (f postgresFlags) config() (*pgx.ConnConfig, error) {
