@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 )
 
 type healthFlags struct {
@@ -20,10 +23,11 @@ type healthFlags struct {
 // details go into the body of /readyz.
 type readiness func() (ready bool, reason string, details any)
 
-// serveHealth answers until ctx ends. It returns once the address is taken; wait
-// joins the server.
+// serveHealth answers until ctx ends. It returns once the address is taken and the
+// service manager knows; call it last before the work. wait joins the server.
 func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness) (wait func() error, err error) {
 	if f.Health == "" {
+		tellServiceManager(s.log)
 		return func() error { return nil }, nil
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.Health)
@@ -55,6 +59,7 @@ func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness)
 	if f.Announce {
 		fmt.Fprintln(s.out, address)
 	}
+	tellServiceManager(s.log)
 	return func() error {
 		<-ctx.Done()
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -65,6 +70,15 @@ func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness)
 		}
 		return err
 	}, nil
+}
+
+// tellServiceManager says that every socket of this process is taken, to systemd
+// (Type=notify) where it started us. It does not wait for Postgres or NATS: a
+// machine that boots before they do must not fail for it.
+func tellServiceManager(log *slog.Logger) {
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("systemd was not told that the service is up", "err", err)
+	}
 }
 
 func writeHealth(w http.ResponseWriter, status int, body any) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/jackc/pgx/v5"
@@ -137,6 +138,61 @@ func asEnvoy(t *testing.T, path string) func(token string) *authv3.CheckResponse
 		}
 		return response
 	}
+}
+
+// TestServices_TellSystemdOnceTheirSocketsAreThere: a unit that starts after ours may connect at once, though neither
+// Postgres nor NATS is there yet.
+func TestServices_TellSystemdOnceTheirSocketsAreThere(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("AUTHFENCE_POSTGRES_URL", "postgres://u@127.0.0.1:1/x")
+	t.Setenv("AUTHFENCE_NATS_URL", "nats://127.0.0.1:1")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", manager.LocalAddr().String())
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	for _, args := range [][]string{
+		{"listen"}, {"invalidate"}, {"invalidate", "--http=unix:http.sock"},
+	} {
+		// No --announce: what systemd hears is all that says when.
+		ctx, stop := context.WithCancel(t.Context())
+		health := freeAddress(t)
+		var stderr lockedBuffer
+		done := make(chan int, 1)
+		go func() { done <- run(ctx, append(args, "--health="+health), io.Discard, &stderr) }()
+		if err := manager.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		said := make([]byte, 100)
+		n, err := manager.Read(said)
+		if err != nil || string(said[:n]) != "READY=1" {
+			t.Errorf("%q: systemd heard %q, %v\n%s", args, said[:n], err, stderr.String())
+		}
+		if status, body := get("http://" + health + "/healthz"); status != http.StatusOK {
+			t.Errorf("%q: healthz once systemd was told: %d %s", args, status, body)
+		}
+		if len(args) > 1 {
+			if status, _ := asBearer(overUnix(t, "http.sock"), "http://sidecar/v1/authenticate", "x"); status != http.StatusServiceUnavailable {
+				t.Errorf("the socket once systemd was told: %d", status)
+			}
+		}
+		stop()
+		if code := <-done; code != exitOK {
+			t.Errorf("%q: exit %d\n%s", args, code, stderr.String())
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
 }
 
 func TestSidecar_NamesTheSettingThatCannotBe(t *testing.T) {
