@@ -267,7 +267,7 @@ func (s *site) pool(t testing.TB, login string) *pgxpool.Pool {
 // exec is the application's own SQL, as the owner of the tables.
 func (s *site) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()
-	conn, err := pgx.Connect(within(t), s.dsn("app"))
+	conn, err := pgx.Connect(within(t), s.owner)
 	if err != nil {
 		t.Fatal(err)
 	}

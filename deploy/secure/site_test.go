@@ -46,6 +46,7 @@ type site struct {
 
 	postgres  *testenv.Postgres
 	superuser *pgx.Conn // connected before pg_hba.conf was put in force
+	owner     string    // URL of the database as the owner of the tables
 	nats      *testenv.NATSServer
 	redis     *testenv.RedisServer
 	listeners []*process
@@ -246,6 +247,7 @@ func (s *site) startPostgres(ctx context.Context) (err error) {
 		ALTER DATABASE app OWNER TO app`); err != nil {
 		return fmt.Errorf("create the owner: %w", err)
 	}
+	s.owner = s.dsn("app")
 
 	data := s.postgres.DataDir()
 	cert, key, err := s.authority.issue("postgres")
@@ -297,7 +299,7 @@ func (s *site) startPostgres(ctx context.Context) (err error) {
 // ready waits until the server has read its files: TLS is there.
 func (s *site) ready(ctx context.Context) error {
 	for {
-		conn, err := pgx.Connect(ctx, s.dsn("app"))
+		conn, err := pgx.Connect(ctx, s.owner)
 		if err == nil {
 			return conn.Close(ctx)
 		}
@@ -311,7 +313,7 @@ func (s *site) ready(ctx context.Context) error {
 
 // migrate does what the README and roles.sql say, in their order.
 func (s *site) migrate(ctx context.Context) error {
-	if out, err := s.command(ctx, []string{"AUTHFENCE_POSTGRES_URL=" + s.dsn("app")},
+	if out, err := s.command(ctx, []string{"AUTHFENCE_POSTGRES_URL=" + s.owner},
 		"migrate", "up", "--reference-schema", "--roles").CombinedOutput(); err != nil {
 		return fmt.Errorf("authfence migrate: %w\n%s", err, out)
 	}
