@@ -73,7 +73,7 @@ clean: ## Remove what was built, and cached test results.
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-test:
-	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack
+	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd
 prepare-chaos:
 	@$(GO) run ./internal/testenv/prepare -with pooler
 

@@ -37,6 +37,11 @@ var extras = map[string]extra{
 		mend:  "`apt-get install pgbouncer` (Debian, Ubuntu) or `dnf install pgbouncer` (Fedora)",
 		found: func(context.Context) bool { return onPath("pgbouncer", "/usr/sbin/pgbouncer") },
 	},
+	"systemd": {
+		what: "systemd-analyze, by which the units are tested, is", packages: []string{"systemd"},
+		mend:  "`apt-get install systemd` (Debian, Ubuntu) or `dnf install systemd` (Fedora)",
+		found: func(context.Context) bool { return onPath("systemd-analyze") },
+	},
 	"nginx": {
 		what: "nginx, before which the sidecar is tested, is", packages: []string{"nginx"},
 		mend:  "`apt-get install nginx` (Debian, Ubuntu) or `dnf install nginx` (Fedora)",

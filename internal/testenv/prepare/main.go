@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	with := flag.String("with", "", "also see to these, comma-separated: race, pooler, nginx, caddy, haproxy, fastapi, rack")
+	with := flag.String("with", "", "also see to these, comma-separated: race, systemd, pooler, nginx, caddy, haproxy, fastapi, rack")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
