@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 
@@ -162,6 +163,26 @@ func TestHelp_IsExitZeroAndSaysWhereToBegin(t *testing.T) {
 		if strings.Contains(stdout, "demo-node") {
 			t.Errorf("%v: the demo's own processes are listed", args)
 		}
+	}
+}
+
+// Each setting has one name in three spellings; kong's own rule makes two words of l1.
+func TestSettings_AreNamedAlikeInTheEnvironment(t *testing.T) {
+	parser, err := kong.New(&cli{}, kong.DefaultEnvars("AUTHFENCE"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = kong.Visit(parser.Model, func(node kong.Visitable, next kong.Next) error {
+		if flag, ok := node.(*kong.Flag); ok {
+			want := "AUTHFENCE_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+			if len(flag.Envs) > 0 && flag.Envs[0] != want {
+				t.Errorf("--%s is %s, want %s", flag.Name, flag.Envs, want)
+			}
+		}
+		return next(nil)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

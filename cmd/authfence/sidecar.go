@@ -35,7 +35,7 @@ type sidecarFlags struct {
 	HTTPRealm    string `name:"http-realm" placeholder:"REALM" help:"Realm of WWW-Authenticate."`
 	SealKeys     string `placeholder:"ID:BASE64,…" help:"Keys that seal what is written to Redis, 32 bytes each: the first seals, all open. Better in the environment or a file than here."`
 	SealKeysFile string `placeholder:"FILE" type:"path" help:"File that holds the value of --seal-keys."`
-	L1Bytes      int64  `name:"l1-bytes" default:"67108864" placeholder:"BYTES" help:"Memory for what is cached in this process."`
+	L1Bytes      int64  `name:"l1-bytes" env:"AUTHFENCE_L1_BYTES" default:"67108864" placeholder:"BYTES" help:"Memory for what is cached in this process."`
 }
 
 // Bounds of one connection and of the end.
