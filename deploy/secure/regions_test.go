@@ -10,11 +10,15 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/event"
@@ -29,6 +33,7 @@ type regions struct {
 	hub   []*testenv.NATSServer
 	sea   *testenv.Link // between the two
 	leaf  *testenv.NATSServer
+	cache *redis.Client // of the other region
 }
 
 func newRegions(t *testing.T) *regions {
@@ -44,6 +49,11 @@ func newRegions(t *testing.T) *regions {
 	leafPort := r.startHub(t, near)
 	r.sea = testenv.Proxy(t, "127.0.0.1:"+strconv.Itoa(leafPort))
 	r.startLeaf(t)
+	r.cache = redis.NewClient(&redis.Options{
+		Addr: testenv.Redis(t).Addr(), ContextTimeoutEnabled: true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+	t.Cleanup(func() { _ = r.cache.Close() })
 	return r
 }
 
@@ -215,7 +225,7 @@ func (r *regions) node(t *testing.T, name string) *service {
 	t.Cleanup(pool.Close)
 	n := &service{nats: r.far.as(t, event.RoleNode)}
 	n.Authenticator, err = authlib.New(authlib.Config{
-		Pool: pool, NATS: n.nats.Conn, Name: name, JetStreamDomain: "hub", MaxStaleness: staleness, AuditInterval: -1, Logger: testenv.Logger(t),
+		Pool: pool, NATS: n.nats.Conn, Redis: r.cache, SealKeys: sealKeys, L2Timeout: time.Second, Name: name, JetStreamDomain: "hub", MaxStaleness: staleness, AuditInterval: -1, Logger: testenv.Logger(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -249,11 +259,22 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 	}
 
 	t.Run("a revocation is in force there, and the receipt asked for there names who confirmed", func(t *testing.T) {
+		value := authlib.RedisKey("authfence", event.KeyRef(first))
+		eventually(t, "the value is in the Redis there", func() bool { return r.cache.Exists(within(t), value).Val() == 1 })
 		r.revoke(t, first)
 		if receipt := r.far.barrier(t); !slices.Contains(names(receipt), "far-1") {
 			t.Errorf("the node of the other region did not confirm: %+v", receipt)
 		}
 		n.want(t, first, authlib.ErrRevoked)
+		eventually(t, "the value is gone from the Redis there", func() bool { return r.cache.Exists(within(t), value).Val() == 0 })
+		js, err := jetstream.New(r.as(t, "admin").Conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all that was unlinked is acknowledged at the hub", func() bool {
+			consumer, err := js.Consumer(within(t), subjects.Stream(), "authfence-unlink")
+			return err == nil && consumer.CachedInfo().NumAckPending == 0 && consumer.CachedInfo().NumPending == 0
+		})
 	})
 
 	t.Run("what was missed is replayed from the stream of the hub", func(t *testing.T) {
