@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -345,4 +346,29 @@ func (r *regions) wantDrained(t *testing.T) {
 		var left int
 		return conn.QueryRow(within(t), `SELECT count(*) FROM authfence.change`).Scan(&left) == nil && left == 0
 	})
+}
+
+// The roles of permissions.conf mean the same in every region, and what they may say and hear crosses.
+func TestRegions_PermissionsAreThoseOfTheHub(t *testing.T) {
+	text := make(map[string]string)
+	for _, file := range []string{"permissions.conf", "permissions-region.conf", "permissions-leaf.conf"} {
+		body, err := os.ReadFile(root + "deploy/nats/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text[file] = string(body)
+	}
+	for _, role := range []string{"MAY_NODE", "MAY_OPERATOR"} {
+		block := regexp.MustCompile(`(?s)\n` + role + `: \{.*?\n\}\n`)
+		want := strings.ReplaceAll(block.FindString(text["permissions.conf"]), "$JS.API", "$JS.hub.API")
+		if want == "" || block.FindString(text["permissions-region.conf"]) != want {
+			t.Errorf("%s is another in permissions-region.conf; want:%s", role, want)
+		}
+		for _, subject := range regexp.MustCompile(`"[$a-z][^" ]+"`).FindAllString(want, -1) {
+			// A region's Redis has a consumer of its own name.
+			if subject = strings.ReplaceAll(subject, "authfence-unlink", "*"); !strings.Contains(text["permissions-leaf.conf"], subject) {
+				t.Errorf("permissions-leaf.conf does not let %s cross, which is for %s", subject, role)
+			}
+		}
+	}
 }
