@@ -58,6 +58,9 @@ type Table struct {
 	RevokedAt string `yaml:"revoked_at"`
 	// Permissions, optional, api_key only: json or jsonb.
 	Permissions string `yaml:"permissions"`
+	// LastUsedAt, optional, api_key only: timestamptz, or timestamp in UTC. It is never read for an answer; nodes write to
+	// it when a key was last used (UsageQuery). Not among the relevant columns: each of those writes would evict.
+	LastUsedAt string `yaml:"last_used_at" json:",omitempty"`
 	// SuspendedAt, optional, organization only: as ExpiresAt.
 	SuspendedAt string `yaml:"suspended_at"`
 	// PermissionsWhen, optional, organization only: where it holds, the permissions of the organization's keys count; where
@@ -92,6 +95,7 @@ func DefaultConfig() Config {
 			ExpiresAt:    "expires_at",
 			RevokedAt:    "revoked_at",
 			Permissions:  "permissions",
+			LastUsedAt:   "last_used_at",
 			Load:         []string{"name"},
 		},
 		Organization: Table{

@@ -38,6 +38,8 @@ type Relation struct {
 type Column struct {
 	// Type is the base type's name, beneath domains and without length: text, varchar, bytea, uuid, timestamptz ...
 	Type string
+	// Cast is the same type as SQL names it, quoted and with its schema.
+	Cast string
 }
 
 // Of returns the relation of a kind.
@@ -153,24 +155,26 @@ func refuseChildren(ctx context.Context, db Querier, relation Relation, field st
 
 func columns(ctx context.Context, db Querier, table uint32) (map[string]Column, error) {
 	rows, err := db.Query(ctx, `
-		SELECT a.attname::text, (
+		SELECT a.attname::text, base.name, base.quoted
+		FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL (
 			WITH RECURSIVE base(oid, beneath) AS (
 				SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid
 				UNION ALL
 				SELECT t.oid, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.beneath
 			)
-			SELECT CASE WHEN n.nspname = 'pg_catalog' THEN t.typname::text ELSE n.nspname || '.' || t.typname END
+			SELECT CASE WHEN n.nspname = 'pg_catalog' THEN t.typname::text ELSE n.nspname || '.' || t.typname END AS name,
+				format('%I.%I', n.nspname, t.typname) AS quoted
 			FROM base JOIN pg_catalog.pg_type t USING (oid) JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 			WHERE base.beneath = 0
-		)
-		FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, table)
+		) AS base
+		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, table)
 	if err != nil {
 		return nil, err
 	}
 	found := map[string]Column{}
-	var name, base string
-	_, err = pgx.ForEachRow(rows, []any{&name, &base}, func() error {
-		found[name] = Column{Type: base}
+	var name, base, cast string
+	_, err = pgx.ForEachRow(rows, []any{&name, &base, &cast}, func() error {
+		found[name] = Column{Type: base, Cast: cast}
 		return nil
 	})
 	return found, err
@@ -182,6 +186,7 @@ func (t Table) named() []field {
 		{"id", t.ID}, {"key", t.Key}, {"organization", t.Organization}, {"expires_at", t.ExpiresAt},
 		{"revoked_at", t.RevokedAt}, {"permissions", t.Permissions}, {"suspended_at", t.SuspendedAt},
 		{"permissions_when.column", t.PermissionsWhen.Column},
+		{"last_used_at", t.LastUsedAt},
 	}
 	for _, column := range t.Relevant {
 		all = append(all, field{"relevant", column})
@@ -227,6 +232,7 @@ func (c *Catalog) checkTypes(p *problems) {
 	check(APIKey, "key", key.Key, keyTypes[key.KeyFormat])
 	check(APIKey, "expires_at", key.ExpiresAt, timeTypes)
 	check(APIKey, "revoked_at", key.RevokedAt, timeTypes)
+	check(APIKey, "last_used_at", key.LastUsedAt, timeTypes)
 	check(APIKey, "permissions", key.Permissions, []string{"jsonb", "json"})
 	check(Organization, "id", organization.ID, idTypes)
 	check(Organization, "suspended_at", organization.SuspendedAt, timeTypes)

@@ -51,7 +51,8 @@ func (t Table) validate(kind string, p *problems) {
 			p.add(at("key_format"), "%q is not one of %s", t.KeyFormat, strings.Join(formats, ", "))
 		}
 	case Organization:
-		foreign = append(keyOnly, field{"expires_at", t.ExpiresAt}, field{"revoked_at", t.RevokedAt}, field{"permissions", t.Permissions})
+		foreign = append(keyOnly, field{"expires_at", t.ExpiresAt}, field{"revoked_at", t.RevokedAt}, field{"permissions", t.Permissions},
+			field{"last_used_at", t.LastUsedAt})
 	}
 	for _, f := range required {
 		if f.value == "" {
@@ -65,6 +66,9 @@ func (t Table) validate(kind string, p *problems) {
 	}
 	if t.PermissionsWhen.Column == "" && t.PermissionsWhen.Contains != "" {
 		p.add(at("permissions_when.column"), "is missing; name the column that must hold %q", t.PermissionsWhen.Contains)
+	}
+	if t.LastUsedAt != "" && slices.Contains(t.RelevantColumns(), t.LastUsedAt) {
+		p.add(at("last_used_at"), "%q is mapped, loaded or relevant as well, so each write to it would evict the key; name it here alone", t.LastUsedAt)
 	}
 	t.validateLists(at, p)
 }

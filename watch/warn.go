@@ -25,7 +25,11 @@ func (c *Catalog) warn(ctx context.Context, db Querier) error {
 	for _, unique := range []struct{ kind, field, column, then string }{
 		{APIKey, "key", c.Config.APIKey.Key, "lookups may scan the table, and of rows that share a key the one that is revoked or expires first is used"},
 		{Organization, "id", c.Config.Organization.ID, "lookups may scan the table"},
+		{APIKey, "id", c.usageID(), "each writing of last_used_at may scan the table"},
 	} {
+		if unique.column == "" {
+			continue
+		}
 		found, err := hasUniqueIndex(ctx, db, c.Of(unique.kind).OID, unique.column)
 		if err != nil {
 			return err

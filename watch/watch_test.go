@@ -61,11 +61,17 @@ func TestValidate_NamesFieldAndMend(t *testing.T) {
 			"watch.api_key.key_format: is missing; say what", "watch.api_key.organization: is missing", "watch.organization.table: is missing", "watch.organization.id: is missing"}},
 		"format":        {func(c *watch.Config) { c.APIKey.KeyFormat = "sha1" }, []string{`watch.api_key.key_format: "sha1" is not one of sha256_hex, sha256_bytea, plaintext`}},
 		"foreign field": {func(c *watch.Config) { c.Organization.Key = "x"; c.APIKey.SuspendedAt = "y" }, []string{"watch.organization.key: has no meaning", "watch.api_key.suspended_at: has no meaning"}},
-		"name":          {func(c *watch.Config) { c.APIKey.Table = `a.b.c` }, []string{`watch.api_key.table: "a.b.c": has 3 parts; write schema.table`}},
-		"own schema":    {func(c *watch.Config) { c.APIKey.Table = `authfence.change` }, []string{"watch.api_key.table"}},
-		"threshold":     {func(c *watch.Config) { c.WideThreshold = -1 }, []string{"watch.wide_threshold: -1 is not in 0..1000000"}},
-		"notify":        {func(c *watch.Config) { c.Notify = "maybe" }, []string{`watch.notify: "maybe" is not on or off`}},
-		"secret":        {func(c *watch.Config) { c.Organization.Load = []string{"hmac_key", "api-Token", "name"} }, []string{`watch.organization.load: "hmac_key" looks like a secret; remove it, or repeat it in load_secrets`, `"api-Token" looks like a secret`}},
+		"last use": {func(c *watch.Config) {
+			c.APIKey.Relevant, c.Organization.LastUsedAt = []string{"last_used_at"}, "x"
+		}, []string{`watch.api_key.last_used_at: "last_used_at" is mapped, loaded or relevant as well, so each write to it would evict the key; name it here alone`,
+			"watch.organization.last_used_at: has no meaning"}},
+		"last use, loaded": {func(c *watch.Config) { c.APIKey.Load = []string{"last_used_at"} }, []string{"watch.api_key.last_used_at: "}},
+		"last use, mapped": {func(c *watch.Config) { c.APIKey.LastUsedAt = "revoked_at" }, []string{`watch.api_key.last_used_at: "revoked_at" is mapped`}},
+		"name":             {func(c *watch.Config) { c.APIKey.Table = `a.b.c` }, []string{`watch.api_key.table: "a.b.c": has 3 parts; write schema.table`}},
+		"own schema":       {func(c *watch.Config) { c.APIKey.Table = `authfence.change` }, []string{"watch.api_key.table"}},
+		"threshold":        {func(c *watch.Config) { c.WideThreshold = -1 }, []string{"watch.wide_threshold: -1 is not in 0..1000000"}},
+		"notify":           {func(c *watch.Config) { c.Notify = "maybe" }, []string{`watch.notify: "maybe" is not on or off`}},
+		"secret":           {func(c *watch.Config) { c.Organization.Load = []string{"hmac_key", "api-Token", "name"} }, []string{`watch.organization.load: "hmac_key" looks like a secret; remove it, or repeat it in load_secrets`, `"api-Token" looks like a secret`}},
 		"the key": {func(c *watch.Config) {
 			c.APIKey.Load = []string{"key_hash"}
 			c.APIKey.LoadSecrets = []string{"key_hash"}
@@ -113,7 +119,7 @@ const reference = `
 	CREATE SCHEMA authfence; CREATE TABLE authfence.watched (kind text, mapping text); CREATE TABLE authfence.relay (epoch text); INSERT INTO authfence.relay VALUES ('00000000000000aa');
 	CREATE TABLE organizations (id uuid PRIMARY KEY, name text, suspended_at timestamptz, hmac_key text);
 	CREATE TABLE api_keys (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), organization_id uuid, key_hash bytea UNIQUE, name text, permissions jsonb,
-		expires_at timestamptz, revoked_at timestamptz);`
+		expires_at timestamptz, revoked_at timestamptz, last_used_at timestamptz);`
 
 func database(t *testing.T, setup string) *pgx.Conn {
 	t.Helper()
