@@ -43,6 +43,16 @@ type Request struct {
 	// Staleness is this request's own bound, if it is shorter than
 	// Config.MaxStaleness. Zero: Config.MaxStaleness.
 	Staleness time.Duration
+
+	// NoUsage keeps the request from counting as a use of its key. For what is
+	// asked so often, or so idly, that it would say nothing.
+	NoUsage bool
+}
+
+// demanding reports whether the request demands anything of its answer.
+func (r Request) demanding() bool {
+	r.NoUsage = false
+	return r != Request{}
 }
 
 // Result is an answer and where it came from. It is filled as far as known when
@@ -68,10 +78,10 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (*Princi
 	}
 	lease := a.node.Lease()
 	sum := sumOf(token)
-	if p, _, verdict, ok := a.fromMemory(lease, &sum, a.cfg.MaxStaleness); ok {
+	if p, _, verdict, ok := a.fromMemory(lease, &sum, a.cfg.MaxStaleness, a.usageAfter); ok {
 		return p, verdict
 	}
-	res, err := a.load(ctx, token, sum, demand{staleness: a.cfg.MaxStaleness})
+	res, err := a.load(ctx, token, sum, demand{staleness: a.cfg.MaxStaleness, usageAfter: a.usageAfter})
 	return res.Principal, err
 }
 
@@ -86,7 +96,12 @@ func (a *Authenticator) AuthenticateWith(ctx context.Context, token string, r Re
 	d := demand{
 		staleness: a.cfg.MaxStaleness,
 		fresh:     r.Bypass || (!r.AtLeast.IsZero() && !a.node.AtLeast(r.AtLeast)),
-		strict:    r != Request{},
+		strict:    r.demanding(),
+
+		usageAfter: a.usageAfter,
+	}
+	if r.NoUsage {
+		d.usageAfter = usageNever
 	}
 	if r.Staleness > 0 {
 		d.staleness = min(d.staleness, r.Staleness)
@@ -94,7 +109,7 @@ func (a *Authenticator) AuthenticateWith(ctx context.Context, token string, r Re
 	lease := a.node.Lease()
 	sum := sumOf(token)
 	if !d.fresh {
-		if p, positioned, verdict, ok := a.fromMemory(lease, &sum, d.staleness); ok {
+		if p, positioned, verdict, ok := a.fromMemory(lease, &sum, d.staleness, d.usageAfter); ok {
 			if !positioned {
 				position = event.Mark{}
 			}
@@ -123,7 +138,7 @@ func sumOf(token string) [sha256.Size]byte {
 // its steps is rule 19's: the lease was loaded before the look-ups (and so were
 // the generations), the clock is read after them, once. positioned: positions say
 // something of the answer.
-func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]byte, staleness time.Duration) (p *Principal, positioned bool, verdict error, ok bool) {
+func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]byte, staleness time.Duration, usageAfter uint64) (p *Principal, positioned bool, verdict error, ok bool) {
 	keyGeneration := a.l1.keyGeneration.Load()
 	organizationGeneration := a.l1.organizationGeneration.Load()
 	k, found := a.l1.keys.GetIfPresent(*sum)
@@ -161,6 +176,7 @@ func (a *Authenticator) fromMemory(lease *invalidator.Lease, sum *[sha256.Size]b
 	if verdict != nil {
 		return nil, k.leased && o.leased, verdict, true
 	}
+	a.used(k, now.Wall, usageAfter)
 	return &c.principal, k.leased && o.leased, nil, true
 }
 
@@ -177,6 +193,8 @@ type demand struct {
 	staleness time.Duration
 	fresh     bool // the read must begin after the request
 	strict    bool // never StaleOnOutage
+
+	usageAfter uint64 // as fromMemory takes it
 }
 
 // answer is a Result in the making.
@@ -279,9 +297,11 @@ func (a *Authenticator) assemble(ctx context.Context, token string, sum [sha256.
 		o = r.organization
 	}
 	res.unpositioned = res.unpositioned || !o.leased
-	if verdict := o.verdict(a.now().UnixNano()); verdict != nil {
+	wall := a.now().UnixNano()
+	if verdict := o.verdict(wall); verdict != nil {
 		return res, verdict
 	}
+	a.used(k, wall, d.usageAfter)
 	res.Principal = &k.compose(o).principal
 	return res, nil
 }
@@ -369,5 +389,6 @@ func (a *Authenticator) stale(sum *[sha256.Size]byte, d demand) (p *Principal, v
 	if verdict = verdictOf(k, o, now.Wall); verdict != nil {
 		return nil, verdict, true
 	}
+	a.used(k, now.Wall, d.usageAfter)
 	return &k.compose(o).principal, nil, true
 }

@@ -39,6 +39,9 @@ type Authenticator struct {
 	desk     *desk
 	count    counters
 
+	usage      *usage // nil: no uses are taken down
+	usageAfter uint64 // nanoseconds after which a hit is taken down again; usageNever
+
 	catalog atomic.Pointer[watch.Catalog]
 	sql     atomic.Pointer[queries]
 	mapping atomic.Pointer[mappingVerdict]
@@ -80,6 +83,11 @@ func New(cfg Config) (*Authenticator, error) {
 		a.applied = observe.NewAppliedRecorder(cfg.NATS, cfg.Subjects, cfg.Name, cfg.AppliedInterval, cfg.Logger)
 		follow = append(follow, a.applied)
 	}
+	a.usageAfter = usageNever
+	if cfg.Watch.APIKey.LastUsedAt != "" && cfg.UsageInterval > 0 {
+		a.usage = newUsage(cfg.MaxUsage)
+		a.usageAfter = uint64(cfg.UsageGranularity)
+	}
 	var err error
 	a.node, err = invalidator.New(cfg.NATS, a.l1, invalidator.Config{
 		Name: cfg.Name, Subjects: cfg.Subjects, Stream: cfg.Stream, Domain: cfg.JetStreamDomain,
@@ -120,6 +128,7 @@ func (a *Authenticator) clock() time.Time { return a.now() }
 // fingerprint tells values of one mapping from those of another: what is loaded
 // for a key may change with a deployment, and nodes of both share Redis then.
 func fingerprint(c watch.Config) string {
+	c.APIKey.LastUsedAt = "" // not loaded
 	b, err := json.Marshal([]watch.Table{c.APIKey, c.Organization})
 	if err != nil {
 		panic("authlib: a mapping does not encode: " + err.Error())
@@ -129,9 +138,10 @@ func fingerprint(c watch.Config) string {
 }
 
 // Run keeps the Authenticator until ctx ends, then gives its lease up, joins
-// what it started and returns nil. It returns early when the mapping does not
-// fit the database. Postgres, NATS and Redis may be down at the start and go
-// down at any time. The caller's pool and connections stay open. It runs once.
+// what it started, writes the uses that are left and returns nil. It returns
+// early when the mapping does not fit the database. Postgres, NATS and Redis may
+// be down at the start and go down at any time. The caller's pool and connections
+// stay open. It runs once.
 func (a *Authenticator) Run(ctx context.Context) error {
 	if a.ran.Swap(true) {
 		return errors.New("authlib: authenticator ran before: make a new one")
@@ -185,9 +195,15 @@ func (a *Authenticator) Run(ctx context.Context) error {
 	if a.cfg.AuditInterval > 0 {
 		forever(a.audit)
 	}
+	if a.usage != nil {
+		forever(a.writeUsage)
+	}
 	<-ctx.Done()
 	all.Wait()
 	a.desk.stop()
+	if a.usage != nil {
+		a.drainUsage(ctx)
+	}
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("authlib: %w", err)
 	}
@@ -226,7 +242,10 @@ func (a *Authenticator) prepare(ctx context.Context) error {
 		backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(0), backoff.WithRandomizationFactor(0.5))
 	for attempt := 1; ; attempt++ {
 		limited, cancel := context.WithTimeout(ctx, max(a.cfg.LoadTimeout, 5*time.Second))
-		_, err := a.resolve(limited)
+		catalog, err := a.resolve(limited)
+		if err == nil && a.usage != nil {
+			_ = a.checkUsage(limited, catalog) // said at the start, not when the first uses are written
+		}
 		cancel()
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -284,6 +303,7 @@ type Status struct {
 	Failing bool // the primary did not answer the last query
 	L2      bool // there is a Redis
 	Stats   Stats
+	Usage   Usage
 }
 
 // Status takes a snapshot; once a second is fine, once a request is not.
@@ -291,7 +311,7 @@ func (a *Authenticator) Status() Status {
 	mapping := a.mapping.Load()
 	return Status{
 		Node: a.node.Status(), Mapped: a.catalog.Load() != nil, Watched: mapping != nil && mapping.fits,
-		Failing: a.failing.Load(), L2: a.l2 != nil, Stats: a.Stats(),
+		Failing: a.failing.Load(), L2: a.l2 != nil, Stats: a.Stats(), Usage: a.usage.status(),
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 // Redis, SealKeys too. Everything else has a default, which zero stands for.
 type Config struct {
 	// Pool reaches the primary, never a replica: a standby's answer is refused.
-	// The caller's own; it stays open when Run returns. At most MaxLoads+1 of
+	// The caller's own; it stays open when Run returns. At most MaxLoads+2 of
 	// its connections are in use at once. With keys in plaintext, tokens are
 	// arguments of queries: they print as "[redacted]" in pgx's own tracers.
 	Pool *pgxpool.Pool
@@ -113,6 +113,25 @@ type Config struct {
 	// Default 32.
 	AuditSample int
 
+	// UsageInterval is how often the times at which keys were last used are
+	// written to the column that Watch.APIKey.LastUsedAt names, less up to a
+	// tenth; without such a column none are. Run writes what is left when it
+	// ends. Default 1m; negative: no use is taken down.
+	UsageInterval time.Duration
+
+	// UsageGranularity is how much later than the time that was taken down a use
+	// may be without being taken down itself: by so much the column may lag, and
+	// so seldom a hit costs more than a comparison. Default 10s.
+	UsageGranularity time.Duration
+
+	// MaxUsage is the number of keys whose use may wait to be written, while
+	// Postgres is down, say. The least lately used ones are dropped beyond it.
+	// About 200 bytes each. Default 250,000.
+	MaxUsage int
+
+	// UsageDrain bounds the writing when Run ends. Default 5s.
+	UsageDrain time.Duration
+
 	// Name of this node, unique among those alive. Default: host and a random
 	// part.
 	Name string
@@ -175,6 +194,10 @@ func (c Config) withDefaults() Config {
 	def(&c.AuditInterval, 5*time.Second)
 	def(&c.AuditSample, 32)
 	def(&c.AppliedInterval, observe.DefaultAppliedInterval)
+	def(&c.UsageInterval, time.Minute)
+	def(&c.UsageGranularity, 10*time.Second)
+	def(&c.MaxUsage, 250_000)
+	def(&c.UsageDrain, 5*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -217,6 +240,9 @@ func (c Config) Validate() error {
 		{"StaleOnOutage", c.StaleOnOutage, 0, 24 * time.Hour, false},
 		{"AuditInterval", c.AuditInterval, 10 * time.Millisecond, time.Hour, true},
 		{"AppliedInterval", c.AppliedInterval, 10 * time.Millisecond, time.Hour, true},
+		{"UsageInterval", c.UsageInterval, 10 * time.Millisecond, 24 * time.Hour, true},
+		{"UsageGranularity", c.UsageGranularity, time.Millisecond, 24 * time.Hour, false},
+		{"UsageDrain", c.UsageDrain, 10 * time.Millisecond, time.Minute, false},
 	} {
 		if f.offIsNegative && f.value < 0 {
 			continue
@@ -239,6 +265,7 @@ func (c Config) Validate() error {
 		{"MaxBatch", int64(c.MaxBatch), 1, 10_000},
 		{"MaxWaiting", int64(c.MaxWaiting), 1, 10_000_000},
 		{"AuditSample", int64(c.AuditSample), 1, 10_000},
+		{"MaxUsage", int64(c.MaxUsage), 1, 100_000_000},
 	} {
 		if f.value < f.least || f.value > f.most {
 			return fmt.Errorf("config: %s is %d: want %d to %d", f.name, f.value, f.least, f.most)

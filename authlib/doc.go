@@ -35,8 +35,13 @@
 // down this is a cache whose entries live for MaxStaleness. A loaded row enters
 // L1 only if no event overtook its read (rule 16).
 //
+// # What it writes
+//
+// Nothing, but for one column: when a key was last used, if the mapping names one
+// (Config.UsageInterval). Uses are taken down in memory and written together.
+//
 // Files: authenticate (hit, and what follows a miss), flight and desk (who waits
 // for what), primary and tier2 (the two places to read from), tier1 (L1), entry,
 // principal, permissions, seal and l2value (what stands in Redis), audit,
-// middleware.
+// usage and usagewriter (last uses, gathered and written), middleware.
 package authlib

@@ -51,7 +51,7 @@ type origin struct {
 	ttl        int64               // end of its time to live
 }
 
-// keyEntry is a key in L1. Only what it is composed with changes.
+// keyEntry is a key in L1. Only what it is composed with changes, and used.
 type keyEntry struct {
 	origin
 	record *keyRecord // nil: there is no such key
@@ -61,7 +61,8 @@ type keyEntry struct {
 	// one, and looks at the rest once it has passed.
 	deadline int64
 	composed atomic.Pointer[composition]
-	digest   [16]byte // of the row, for the audit
+	used     atomic.Int64 // Unix nanoseconds: the use that was taken down last; see usage
+	digest   [16]byte     // of the row, for the audit
 }
 
 // organizationEntry is an organization in L1.

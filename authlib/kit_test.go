@@ -233,7 +233,7 @@ func (s *scene) config(t testing.TB) Config {
 		Pool: poolOf(t, s.url), NATS: natsConn(t, natsURL(t)),
 		Subjects: s.leader.subjects, Logger: testenv.Logger(t),
 		MaxStaleness:  testStaleness,
-		AuditInterval: -1, // a test that wants it says so
+		AuditInterval: -1, UsageInterval: -1, // a test that wants one says so
 	}
 }
 

@@ -40,6 +40,10 @@ func Staleness(bound time.Duration) Option {
 	return func(r *route) { r.request.Staleness = bound }
 }
 
+// NoUsage keeps requests of the routes from counting as uses of their keys:
+// Request.NoUsage.
+func NoUsage() Option { return func(r *route) { r.request.NoUsage = true } }
+
 // DemandPosition makes the routes honour HeaderAtLeast: Request.AtLeast. A
 // request without the header demands nothing; one that is no mark is refused
 // with 400.

@@ -154,6 +154,9 @@ func TestMiddleware_Demands(t *testing.T) {
 	if _, v = serve(t, good(mark)); v.asked[0] != (Request{}) {
 		t.Errorf("a route that does not demand positions asked for %+v", v.asked[0])
 	}
+	if _, v = serve(t, good(), NoUsage()); v.asked[0] != (Request{NoUsage: true}) {
+		t.Errorf("a route whose requests do not count as uses asked for %+v", v.asked[0])
+	}
 	if w, _ := serve(t, good(), DemandPosition()); w.Code != 204 {
 		t.Errorf("without the header: %d", w.Code)
 	}

@@ -25,7 +25,7 @@ const MetadataAtLeast = "x-authfence-at-least"
 // Rule is what one method demands of a call.
 type Rule struct {
 	Public   bool            // no token is needed, and none is looked at
-	Request  authlib.Request // demands on the answer
+	Request  authlib.Request // demands on the answer, and whether the call counts as a use
 	Position bool            // honour MetadataAtLeast
 	Resource string          // with Action: the grant that the key must have
 	Action   string

@@ -3,6 +3,7 @@ package grpcauth_test
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -159,6 +160,26 @@ func TestInterceptors_Demands(t *testing.T) {
 	_, err := client.Check(metadata.AppendToOutgoingContext(ctx, grpcauth.MetadataAtLeast, "7-42"), &healthpb.HealthCheckRequest{})
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("malformed position: %v", err)
+	}
+}
+
+func TestInterceptors_MethodsMayNotCountAsUses(t *testing.T) {
+	v := verdicts{asked: make(chan authlib.Request, 1)}
+	client := dial(t, v, grpcauth.Rules(func(method string) grpcauth.Rule {
+		return grpcauth.Rule{Request: authlib.Request{NoUsage: strings.HasSuffix(method, "/Check")}}
+	}))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer good")
+	if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil || !(<-v.asked).NoUsage {
+		t.Errorf("the method counts, %v", err)
+	}
+	stream, err := client.Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err != nil || (<-v.asked).NoUsage {
+		t.Errorf("the other method does not count, %v", err)
 	}
 }
 
