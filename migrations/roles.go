@@ -12,6 +12,7 @@ import (
 const (
 	listenerRole = "authfence_listener"
 	nodeRole     = "authfence_node"
+	usageRole    = "authfence_usage"
 	// roleMark is the comment by which Down knows a role that Up made.
 	roleMark = "made by authfence migrate"
 
@@ -33,20 +34,39 @@ CROSS JOIN LATERAL (
     UNION ALL
     SELECT 'FUNCTION', p.oid::regprocedure::text FROM pg_proc p WHERE d.classid = 'pg_proc'::regclass AND p.oid = d.objid
 ) AS o (type, identity)
-WHERE r.rolname IN ('` + listenerRole + `', '` + nodeRole + `')`
+WHERE r.rolname IN ('` + listenerRole + `', '` + nodeRole + `', '` + usageRole + `')`
 )
 
-var roleNames = []string{listenerRole, nodeRole}
+// roleNames are all roles that Up may make; roles are those that are asked for.
+var roleNames = []string{listenerRole, nodeRole, usageRole}
+
+func roles(usage bool) []string {
+	if usage {
+		return roleNames
+	}
+	return []string{listenerRole, nodeRole}
+}
+
+// checkUsageRole is about the fields UsageRole of Options and Script.
+func checkUsageRole(usage, roles bool, config watch.Config) error {
+	switch {
+	case usage && !roles:
+		return errors.New("UsageRole without Roles: ask for both")
+	case usage && config.APIKey.LastUsedAt == "":
+		return errors.New("UsageRole: watch.api_key.last_used_at is empty: name the column that the role may write")
+	}
+	return nil
+}
 
 // grantRoles makes the roles, which no one can log in as, and gives them exactly what they need: grants of an earlier
 // mapping are taken back first. Grant the roles to the users that listener and nodes connect as.
 func (r *run) grantRoles(ctx context.Context) error {
-	for _, role := range roleNames {
+	for _, role := range roles(r.options.UsageRole) {
 		if _, err := r.conn.Exec(ctx, createRole(role)); err != nil {
 			return fmt.Errorf("create role %s: %w", role, err)
 		}
 	}
-	statements, err := grants(r.options.Watch)
+	statements, err := grants(r.options.Watch, r.options.UsageRole)
 	if err != nil {
 		return err
 	}
@@ -71,7 +91,7 @@ END $$`, role, roleMark)
 }
 
 // grants are what the roles need for a mapping, and no more.
-func grants(config watch.Config) ([]string, error) {
+func grants(config watch.Config, usage bool) ([]string, error) {
 	statements := []string{
 		`GRANT USAGE ON SCHEMA authfence TO authfence_listener, authfence_node`,
 		`GRANT SELECT, DELETE ON authfence.change TO authfence_listener`,
@@ -92,6 +112,13 @@ func grants(config watch.Config) ([]string, error) {
 		statements = append(statements,
 			fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO authfence_node`, pgx.Identifier{name.Schema}.Sanitize()),
 			fmt.Sprintf(`GRANT SELECT (%s) ON %s TO authfence_node`, columnList("", table.Columns()), name.SQL()))
+		if key := config.APIKey; usage && kind == watch.APIKey {
+			// Rows are found by their id, and what is older must be told from what is newer.
+			statements = append(statements,
+				fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO authfence_usage`, pgx.Identifier{name.Schema}.Sanitize()),
+				fmt.Sprintf(`GRANT SELECT (%s), UPDATE (%s) ON %s TO authfence_usage`,
+					columnList("", []string{key.ID, key.LastUsedAt}), columnList("", []string{key.LastUsedAt}), name.SQL()))
+		}
 	}
 	return statements, nil
 }

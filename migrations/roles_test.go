@@ -1,8 +1,10 @@
 package migrations_test
 
 import (
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/authfence/authfence/migrations"
 	"github.com/authfence/authfence/watch"
@@ -135,5 +137,58 @@ func TestRoles_ThatSomebodyNeedsStay(t *testing.T) {
 	d.exec(`DROP ROLE ` + member)
 	if err := migrations.Down(deadline(t), d.url, migrations.Options{}); err != nil {
 		t.Fatalf("down: %v", err)
+	}
+}
+
+func TestRoles_UsageMayWriteTheOneColumn(t *testing.T) {
+	t.Parallel()
+	d := privileged(t)
+	d.exec(`DELETE FROM authfence.change`)
+	options := migrations.Options{Watch: watch.DefaultConfig(), Roles: true, UsageRole: true}
+	d.up(options)
+	catalog, err := options.Watch.Resolve(deadline(t), d.conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := scalar[string](d, `SELECT id::text FROM api_keys`)
+	d.exec(`SET ROLE authfence_usage`)
+	if !scalar[bool](d, catalog.UsagePrivilegeQuery()) {
+		t.Error("the role seems not to do")
+	}
+	var written int
+	var locked []string
+	if err := d.conn.QueryRow(deadline(t), catalog.UsageQuery(), []string{id}, []time.Time{time.Unix(1, 0)}).Scan(&written, &locked); err != nil || written != 1 {
+		t.Errorf("%d rows written, %v", written, err)
+	}
+	d.exec(`RESET ROLE`)
+	d.expect() // and the triggers are silent
+	d.forbids("authfence_usage",
+		`UPDATE api_keys SET revoked_at = NULL`, `UPDATE api_keys SET id = id`, `SELECT key_hash FROM api_keys`, `SELECT * FROM organizations`,
+		`DELETE FROM api_keys`, `INSERT INTO api_keys DEFAULT VALUES`, `SELECT * FROM authfence.change`, `SELECT epoch FROM authfence.relay`,
+	)
+	d.forbids("authfence_node", `UPDATE api_keys SET last_used_at = now()`, `SELECT last_used_at FROM api_keys`)
+	d.exec(`SET ROLE authfence_node`)
+	if scalar[bool](d, catalog.UsagePrivilegeQuery()) {
+		t.Error("the role of nodes seems to do")
+	}
+	d.exec(`RESET ROLE`)
+
+	// Not asked for, it is taken back.
+	options.UsageRole = false
+	d.up(options)
+	d.forbids("authfence_usage", `UPDATE api_keys SET last_used_at = now()`)
+}
+
+func TestRoles_UsageHasToBeAskedForInFull(t *testing.T) {
+	t.Parallel()
+	unmapped := watch.DefaultConfig()
+	unmapped.APIKey.LastUsedAt = ""
+	for want, options := range map[string]migrations.Options{
+		"UsageRole without Roles":             {Watch: watch.DefaultConfig(), UsageRole: true},
+		"watch.api_key.last_used_at is empty": {Watch: unmapped, Roles: true, UsageRole: true},
+	} {
+		if err := migrations.Up(deadline(t), "postgres://127.0.0.1:1/none", options); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want it to say %s", err, want)
+		}
 	}
 }

@@ -44,6 +44,9 @@ type Options struct {
 	// Roles makes Up create the roles authfence_listener and authfence_node, both NOLOGIN, and grant them what they need
 	// and no more. It takes the CREATEROLE privilege.
 	Roles bool
+	// UsageRole makes Up, with Roles, create the role authfence_usage too, NOLOGIN, which may write the column last_used_at
+	// of the mapping and nothing else: for nodes that record the last use of keys. False takes back what it was granted.
+	UsageRole bool
 	// LockTimeout is how long one attempt may wait for the lock of a watched table, for as long do writers queue behind
 	// it. Default 500 ms, which zero means too. An attempt that fails is repeated after a pause with jitter.
 	LockTimeout time.Duration
@@ -52,6 +55,13 @@ type Options struct {
 	LockPatience time.Duration
 	// Logger; nil discards.
 	Logger *slog.Logger
+}
+
+func (o Options) validate() error {
+	if err := checkUsageRole(o.UsageRole, o.Roles, o.Watch); err != nil {
+		return err
+	}
+	return o.Watch.Validate()
 }
 
 // Errors that a caller may act upon.
@@ -77,7 +87,7 @@ type run struct {
 // that finds everything as it should be takes no lock on the watched tables. url is postgres://user@host:port/database
 // or keywords; it must not lead through a pooler that pools transactions.
 func Up(ctx context.Context, url string, options Options) error {
-	if err := options.Watch.Validate(); err != nil {
+	if err := options.validate(); err != nil {
 		return err
 	}
 	r, err := begin(ctx, url, options)

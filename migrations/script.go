@@ -21,6 +21,8 @@ type Script struct {
 	ReferenceSchema bool
 	// Roles makes Up create the roles and grant them what they need. Down takes them away in any case.
 	Roles bool
+	// UsageRole makes Up, with Roles, create authfence_usage too, which may write the column last_used_at of the mapping.
+	UsageRole bool
 	// After is for a database that has the numbered files up to this one: Up is then the later files, and the triggers of
 	// this mapping in the place of those of any other. 0, the default: for a database without authfence.
 	After int64
@@ -44,6 +46,9 @@ func (s Script) Validate() error {
 		return fmt.Errorf("after: %d: want 0 to %d, the numbers of the files of this release", s.After, Newest())
 	case s.After > 0 && s.ReferenceSchema:
 		return errors.New("after: the reference schema belongs to the first script; leave one of the two out")
+	}
+	if err := checkUsageRole(s.UsageRole, s.Roles, s.Watch); err != nil {
+		return err
 	}
 	return s.Watch.Validate()
 }
@@ -122,13 +127,13 @@ func (s Script) up(w *scriptWriter) error {
 		w.statement(p.script(s.After > 0)...)
 	}
 	if s.Roles {
-		for _, role := range roleNames {
+		for _, role := range roles(s.UsageRole) {
 			w.statement(createRole(role))
 		}
 		if s.After > 0 {
 			w.statement(executeEach(revocations))
 		}
-		statements, err := grants(s.Watch)
+		statements, err := grants(s.Watch, s.UsageRole)
 		if err != nil {
 			return err
 		}

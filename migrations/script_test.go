@@ -109,7 +109,7 @@ func TestScript_IsWhatUpInstallsAndDownRemoves(t *testing.T) {
 	} {
 		t.Run(schema.name, func(t *testing.T) {
 			byUp, options := schema.prepare(t)
-			options.Roles = true
+			options.Roles, options.UsageRole = true, options.Watch.APIKey.LastUsedAt != ""
 			byUp.up(options)
 			want := byUp.dump(t)
 			if err := migrations.Down(deadline(t), byUp.url, options); err != nil {
@@ -117,7 +117,7 @@ func TestScript_IsWhatUpInstallsAndDownRemoves(t *testing.T) {
 			}
 
 			d, _ := schema.prepare(t)
-			script := migrations.Script{Watch: options.Watch, ReferenceSchema: schema.reference, Roles: true, Release: "v0"}
+			script := migrations.Script{Watch: options.Watch, ReferenceSchema: schema.reference, Roles: true, UsageRole: options.UsageRole, Release: "v0"}
 			before := d.snapshot()
 			d.psql(t, text(t, script.Up))
 			if got := differ(want, d.dump(t)); got != "" {
@@ -131,7 +131,7 @@ func TestScript_IsWhatUpInstallsAndDownRemoves(t *testing.T) {
 			if got := differ(before, d.snapshot()); got != "" {
 				t.Errorf("down left:\n%s", got)
 			}
-			if left := scalar[int](d, `SELECT count(*) FROM pg_roles WHERE rolname IN ('authfence_listener', 'authfence_node')`); left != 0 {
+			if left := scalar[int](d, `SELECT count(*) FROM pg_roles WHERE rolname IN ('authfence_listener', 'authfence_node', 'authfence_usage')`); left != 0 {
 				t.Errorf("%d roles are left", left)
 			}
 

@@ -20,7 +20,7 @@ type Report struct {
 	Versions []Version
 	// Tables, one for each kind of the mapping.
 	Tables []Table
-	// Roles that exist: authfence_listener, authfence_node. None is well: they are optional.
+	// Roles that exist: authfence_listener, authfence_node, authfence_usage. None is well: they are optional.
 	Roles []string
 }
 
@@ -108,7 +108,7 @@ func Status(ctx context.Context, url string, options Options) (*Report, error) {
 			}
 		}
 	}
-	rows, err := r.conn.Query(ctx, `SELECT rolname::text FROM pg_roles WHERE rolname IN ($1, $2) ORDER BY 1`, listenerRole, nodeRole)
+	rows, err := r.conn.Query(ctx, `SELECT rolname::text FROM pg_roles WHERE rolname = ANY ($1) ORDER BY 1`, roleNames)
 	if err != nil {
 		return nil, fmt.Errorf("read roles: %w", err)
 	}

@@ -401,6 +401,14 @@ func TestServices_TellWhetherTheyAreReadyAndDrain(t *testing.T) {
 	}
 }
 
+func TestMigrate_UsageRoleIsOneOfTheRoles(t *testing.T) {
+	t.Chdir(t.TempDir())
+	code, _, stderr := authfence(t, "migrate", "up", "--postgres-url=postgres://127.0.0.1:1/x", "--usage-role")
+	if code != exitUsage || !strings.Contains(stderr, "--usage-role") || !strings.Contains(stderr, "--roles") {
+		t.Errorf("exit %d\n%s", code, stderr)
+	}
+}
+
 func TestListen_SaysWhatIsMissing(t *testing.T) {
 	t.Chdir(t.TempDir())
 	t.Setenv("AUTHFENCE_NATS_URL", testenv.NATS(t, testenv.NATSOptions{}).URL())

@@ -23,14 +23,18 @@ type migrateUpCommand struct {
 	postgresFlags
 	ReferenceSchema bool `help:"Create the tables organizations and api_keys too, where they are missing."`
 	Roles           bool `help:"Create the roles authfence_listener and authfence_node with the least privileges."`
+	UsageRole       bool `help:"With --roles: create the role authfence_usage too, which may write the column last_used_at of the mapping and nothing else."`
 }
 
 func (c migrateUpCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if _, err := c.config(); err != nil {
 		return err
 	}
+	if c.UsageRole && !c.Roles {
+		return usageError{errors.New("--usage-role: it is one of the roles that --roles makes: give both")}
+	}
 	err := migrations.Up(ctx, c.PostgresURL, migrations.Options{
-		Watch: f.watch, ReferenceSchema: c.ReferenceSchema, Roles: c.Roles, Logger: s.log,
+		Watch: f.watch, ReferenceSchema: c.ReferenceSchema, Roles: c.Roles, UsageRole: c.UsageRole, Logger: s.log,
 	})
 	if err != nil {
 		return err
@@ -59,6 +63,7 @@ func (c migrateDownCommand) Run(ctx context.Context, s *stage) error {
 type migrateSQLCommand struct {
 	Down            bool   `env:"-" xor:"down" help:"Print what removes it all."`
 	Roles           bool   `env:"-" help:"With the roles authfence_listener and authfence_node and their grants, as up --roles (takes CREATEROLE)."`
+	UsageRole       bool   `env:"-" help:"With --roles: the role authfence_usage too, as up --usage-role."`
 	ReferenceSchema bool   `env:"-" help:"With the tables organizations and api_keys, where they are missing; with --down (and in goose's Down) drop them, WITH EVERY ROW IN THEM."`
 	After           int64  `env:"-" xor:"down" placeholder:"N" help:"For a database that has the numbered files up to N (the header of each script says): the later ones, and the triggers of the mapping as it is now. For upgrades, and for a changed mapping."`
 	Format          string `env:"-" enum:"plain,goose" default:"plain" help:"plain: one direction, for whatever runs SQL in a transaction. goose: both, with annotations."`
@@ -80,7 +85,7 @@ Each text is for one transaction, as the owner of the watched tables:
 
 func (c migrateSQLCommand) Run(s *stage, f *file) error {
 	script := migrations.Script{
-		Watch: f.watch, ReferenceSchema: c.ReferenceSchema, Roles: c.Roles, After: c.After, Release: buildVersion(),
+		Watch: f.watch, ReferenceSchema: c.ReferenceSchema, Roles: c.Roles, UsageRole: c.UsageRole, After: c.After, Release: buildVersion(),
 	}
 	if err := script.Validate(); err != nil {
 		return usageError{err}

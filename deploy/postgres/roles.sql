@@ -17,5 +17,9 @@ ALTER ROLE authfence_read SET default_transaction_read_only = on;
 ALTER ROLE authfence_read SET statement_timeout = '5s';
 ALTER ROLE authfence_read SET idle_in_transaction_session_timeout = '5s';
 
+-- Where nodes are to record the last use of keys, after `authfence migrate up --roles --usage-role`: UPDATE on that one
+-- column. Its transactions say themselves that they write; the fence above stands for all others.
+-- GRANT authfence_usage TO authfence_read;
+
 -- Neither may make objects of its own, in public or elsewhere (the default since Postgres 15).
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
