@@ -104,10 +104,15 @@ func (g *Gateway) Check(ctx context.Context, header http.Header, route Route) (h
 type Route struct {
 	Resources, Actions []string // in pairs
 	Bypass             bool     // answer from the primary
+	NoUsage            bool     // no request counts as a use of its key
 }
 
 func (r Route) query() url.Values {
-	return url.Values{"resource": r.Resources, "action": r.Actions}
+	query := url.Values{"resource": r.Resources, "action": r.Actions}
+	if r.NoUsage {
+		query.Set("usage", "off")
+	}
+	return query
 }
 
 // Realm is that of WWW-Authenticate.
@@ -134,7 +139,7 @@ func (g *Gateway) admit(ctx context.Context, asked asked) (authlib.Result, *auth
 		refused.Status = http.StatusUnauthorized
 		return authlib.Result{}, refused
 	}
-	demand, refused := demandOf(asked.header)
+	demand, refused := demandOf(asked)
 	if refused != nil {
 		return authlib.Result{}, refused
 	}
@@ -154,9 +159,19 @@ func (g *Gateway) admit(ctx context.Context, asked asked) (authlib.Result, *auth
 	return res, nil
 }
 
-func demandOf(h http.Header) (authlib.Request, *authlib.Refusal) {
-	mark, refused := authlib.AtLeastOf(h)
-	return authlib.Request{AtLeast: mark}, refused
+// demandOf leaves it to the query alone whether the request counts as a use: the
+// headers may be those of the client, which is not to hide what it does.
+func demandOf(asked asked) (authlib.Request, *authlib.Refusal) {
+	mark, refused := authlib.AtLeastOf(asked.header)
+	demand := authlib.Request{AtLeast: mark}
+	switch usage := asked.query["usage"]; {
+	case refused != nil || len(usage) == 0 || (len(usage) == 1 && usage[0] == "on"):
+	case len(usage) == 1 && usage[0] == "off":
+		demand.NoUsage = true
+	default:
+		refused = invalid(http.StatusBadRequest, "usage: want on or off")
+	}
+	return demand, refused
 }
 
 func require(p *authlib.Principal, resources, actions []string) *authlib.Refusal {

@@ -46,12 +46,12 @@ func (g *Gateway) batch(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, r, invalid(http.StatusRequestEntityTooLarge, fmt.Sprintf("%d tokens: want at most %d", len(ask.Tokens), g.cfg.MaxBatch)))
 		return
 	}
-	demand, refused := demandOf(r.Header)
+	query := r.URL.Query()
+	demand, refused := demandOf(asked{header: r.Header, query: query})
 	if refused != nil {
 		g.refuse(w, r, refused)
 		return
 	}
-	query := r.URL.Query()
 	results := make([]batchResult, len(ask.Tokens))
 	var group errgroup.Group
 	group.SetLimit(batchAtOnce)

@@ -31,6 +31,10 @@
 //	403  the organization is suspended, or a grant is missing
 //	503  nothing can be said now; Retry-After
 //
+// With ?usage=off the request does not count as a use of its key (the column
+// last_used_at, see authlib.Config.UsageInterval). There is no header for it: a
+// proxy passes on what its client sends, and a thief would hide.
+//
 // Every answer has Cache-Control: no-store. A body comes with ?body=json. An id
 // with bytes beyond printable ASCII is percent-encoded in a header.
 //

@@ -168,6 +168,31 @@ func TestAuthenticate_ForbidsWhatIsNotGranted(t *testing.T) {
 	eventually(t, "suspended", func() bool { return s.authenticate(k.token, "").status == 403 })
 }
 
+func TestAuthenticate_CountsAsAUseUnlessTheQuerySaysNot(t *testing.T) {
+	s := newSystem(t)
+	k := s.key("", permissions)
+	gathered := func() uint64 { return s.auth.Status().Usage.Gathered }
+	bearer := []string{"Authorization", "Bearer " + k.token}
+	// From the primary, and then from memory.
+	for range 2 {
+		if got := s.authenticate(k.token, "?usage=off"); got.status != 200 || gathered() != 0 {
+			t.Errorf("usage=off: %d, %d gathered", got.status, gathered())
+		}
+	}
+	if got := s.ask("POST", "/v1/authenticate/batch?usage=off", `{"tokens":["`+k.token+`"]}`); got.status != 200 || gathered() != 0 {
+		t.Errorf("batch: %d, %d gathered", got.status, gathered())
+	}
+	for _, query := range []string{"?usage=no", "?usage=", "?usage=off&usage=on"} {
+		if got := s.authenticate(k.token, query); got.status != 400 || gathered() != 0 {
+			t.Errorf("%s: %d, %d gathered", query, got.status, gathered())
+		}
+	}
+	// The client's own query, behind Envoy, and its headers have no say.
+	if got := s.ask("GET", "/v1/authenticate/orders?usage=off", "", append(bearer, "X-Authfence-Usage", "off")...); got.status != 200 || gathered() != 1 {
+		t.Errorf("the client's query: %d, %d gathered", got.status, gathered())
+	}
+}
+
 func TestAuthenticate_ChangesOfTheDatabaseAreInForceAfterABarrier(t *testing.T) {
 	s := newSystem(t)
 	k := s.key("", permissions)

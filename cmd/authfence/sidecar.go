@@ -28,14 +28,15 @@ import (
 
 // sidecarFlags are for an invalidator that answers services itself.
 type sidecarFlags struct {
-	HTTP         string `name:"http" placeholder:"ADDRESS" help:"Where services and proxies authenticate: 127.0.0.1:7600, or unix:/run/authfence/http.sock; needs --postgres-url. Default: nowhere."`
-	HTTPMode     string `name:"http-mode" default:"0660" placeholder:"MODE" help:"Mode of the unix socket: whoever may write to it may ask."`
-	GRPC         string `name:"grpc" placeholder:"ADDRESS" help:"Where Envoy authenticates by ext_authz over gRPC: 127.0.0.1:7603, or unix:/run/authfence/grpc.sock, with the mode of --http-mode. Default: nowhere."`
-	HTTPHeader   string `name:"http-header" placeholder:"NAME" help:"Header in which a bare token may stand beside Authorization: Bearer, for instance X-Api-Key."`
-	HTTPRealm    string `name:"http-realm" placeholder:"REALM" help:"Realm of WWW-Authenticate."`
-	SealKeys     string `placeholder:"ID:BASE64,…" help:"Keys that seal what is written to Redis, 32 bytes each: the first seals, all open. Better in the environment or a file than here."`
-	SealKeysFile string `placeholder:"FILE" type:"path" help:"File that holds the value of --seal-keys."`
-	L1Bytes      int64  `name:"l1-bytes" env:"AUTHFENCE_L1_BYTES" default:"67108864" placeholder:"BYTES" help:"Memory for what is cached in this process."`
+	HTTP          string        `name:"http" placeholder:"ADDRESS" help:"Where services and proxies authenticate: 127.0.0.1:7600, or unix:/run/authfence/http.sock; needs --postgres-url. Default: nowhere."`
+	HTTPMode      string        `name:"http-mode" default:"0660" placeholder:"MODE" help:"Mode of the unix socket: whoever may write to it may ask."`
+	GRPC          string        `name:"grpc" placeholder:"ADDRESS" help:"Where Envoy authenticates by ext_authz over gRPC: 127.0.0.1:7603, or unix:/run/authfence/grpc.sock, with the mode of --http-mode. Default: nowhere."`
+	HTTPHeader    string        `name:"http-header" placeholder:"NAME" help:"Header in which a bare token may stand beside Authorization: Bearer, for instance X-Api-Key."`
+	HTTPRealm     string        `name:"http-realm" placeholder:"REALM" help:"Realm of WWW-Authenticate."`
+	SealKeys      string        `placeholder:"ID:BASE64,…" help:"Keys that seal what is written to Redis, 32 bytes each: the first seals, all open. Better in the environment or a file than here."`
+	SealKeysFile  string        `placeholder:"FILE" type:"path" help:"File that holds the value of --seal-keys."`
+	UsageInterval time.Duration `default:"1m" placeholder:"DURATION" help:"How often the last use of keys is written to the column last_used_at of the mapping, if it has one and the role may; 0 for never."`
+	L1Bytes       int64         `name:"l1-bytes" env:"AUTHFENCE_L1_BYTES" default:"67108864" placeholder:"BYTES" help:"Memory for what is cached in this process."`
 }
 
 // Bounds of one connection and of the end.
@@ -91,11 +92,15 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 		return fmt.Errorf("connect to postgres: %w", err)
 	}
 	defer pool.Close()
+	usage := c.UsageInterval
+	if usage == 0 {
+		usage = -1 // never
+	}
 	feed := gateway.NewFeed(0)
 	auth, err := authlib.New(authlib.Config{
 		Pool: pool, NATS: nc, Redis: client, SealKeys: keys, L2Prefix: c.RedisPrefix, Watch: f.watch, Observer: feed,
 		Name: name, Subjects: subjects, Stream: c.stream(subjects), JetStreamDomain: c.NATSDomain,
-		MaxStaleness: c.MaxStaleness, L1Bytes: c.L1Bytes, UnlinkDurable: c.Unlinker, Version: buildVersion(), Logger: s.log,
+		MaxStaleness: c.MaxStaleness, L1Bytes: c.L1Bytes, UnlinkDurable: c.Unlinker, UsageInterval: usage, Version: buildVersion(), Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}

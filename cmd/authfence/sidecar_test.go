@@ -114,6 +114,11 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 	if code != exitOK || !strings.Contains(stderr, "sidecar stopped") || strings.Contains(stderr, "tok_sidecar") {
 		t.Errorf("stop: exit %d\n%s", code, stderr)
 	}
+	// It was used, and the sidecar wrote that on its way out.
+	var used bool
+	if err := conn.QueryRow(t.Context(), `SELECT last_used_at < revoked_at FROM api_keys`).Scan(&used); err != nil || !used {
+		t.Errorf("the last use is not in the column: %v", err)
+	}
 	for _, path := range []string{socket, grpcSocket} {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Errorf("a socket is left behind: %v", err)
@@ -217,6 +222,7 @@ func TestSidecar_NamesTheSettingThatCannotBe(t *testing.T) {
 		{[]string{"--http=127.0.0.1:0", "--seal-keys=short:AAAA", postgres}, []string{"--seal-keys"}},
 		{[]string{"--http=127.0.0.1:0", "--seal-keys=x", "--seal-keys-file=" + full, postgres}, []string{"--seal-keys-file", "one of them"}},
 		{[]string{"--http=127.0.0.1:0", "--l1-bytes=-1", postgres}, []string{"L1Bytes"}},
+		{[]string{"--http=127.0.0.1:0", "--usage-interval=48h", postgres}, []string{"UsageInterval"}},
 	} {
 		code, _, stderr := authfence(t, append(base, c.args...)...)
 		if code != exitUsage {

@@ -9,6 +9,7 @@
 //
 //	resource, action  a grant that the key must have
 //	bypass            "true": answer from the primary
+//	usage             "off": requests do not count as uses of their keys
 //
 // Where a client may send a header twice, set encode_raw_headers in Envoy's
 // filter: without it Envoy joins the two by a comma, which is no token, and 401.
@@ -44,6 +45,7 @@ const (
 	extensionResource = "resource"
 	extensionAction   = "action"
 	extensionBypass   = "bypass"
+	extensionUsage    = "usage"
 )
 
 // Check decides about one request. It never fails: what cannot be decided is a
@@ -51,7 +53,7 @@ const (
 func (s *Server) Check(ctx context.Context, asked *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	attributes := asked.GetAttributes()
 	extensions := attributes.GetContextExtensions()
-	route := gateway.Route{Bypass: extensions[extensionBypass] == "true"}
+	route := gateway.Route{Bypass: extensions[extensionBypass] == "true", NoUsage: extensions[extensionUsage] == "off"}
 	// A key that is there and empty is a mistake in the route, and refuses.
 	if resource, ok := extensions[extensionResource]; ok {
 		route.Resources = []string{resource}

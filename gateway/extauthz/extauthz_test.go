@@ -278,3 +278,15 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+func TestCheck_CountsAsAUseUnlessTheRouteSaysNot(t *testing.T) {
+	d := &desk{}
+	client := serve(t, d)
+	for value, want := range map[string]bool{"off": true, "": false, "on": false} {
+		// A client's header has no say.
+		check(t, client, request(map[string]string{"authorization": "Bearer good", "x-authfence-usage": "off"}, map[string]string{"usage": value}))
+		if d.demanded.NoUsage != want {
+			t.Errorf("usage %q: %t", value, d.demanded.NoUsage)
+		}
+	}
+}
