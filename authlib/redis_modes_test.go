@@ -1,14 +1,12 @@
 package authlib
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,18 +33,6 @@ func takePort(t *testing.T) int {
 	}
 	t.Cleanup(func() { _ = port.Close() })
 	return port.Number()
-}
-
-// closeLast closes a client of a server that was killed: go-redis goes on looking
-// for that one, a second a time, and ends at the next look.
-func closeLast(t *testing.T, client redis.UniversalClient) {
-	t.Cleanup(func() {
-		_ = client.Close()
-		eventually(t, "go-redis looks no more", func() bool {
-			stacks := make([]byte, 1<<20)
-			return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(".tryDial"))
-		})
-	})
 }
 
 // cluster is three masters that share the slots.
@@ -88,7 +74,7 @@ func cluster(t *testing.T) (servers []*testenv.RedisServer, client *redis.Cluste
 	client = redis.NewClusterClient(&redis.ClusterOptions{
 		Addrs: addrs, ContextTimeoutEnabled: true, MaintNotificationsConfig: noNotifications(),
 	})
-	closeLast(t, client)
+	t.Cleanup(func() { _ = client.Close() })
 	return servers, client
 }
 
@@ -188,7 +174,7 @@ func TestRedisSentinel_FollowsAFailover(t *testing.T) {
 		MasterName: "keys", SentinelAddrs: []string{sentinel(t, master.Addr())},
 		ContextTimeoutEnabled: true,
 	})
-	closeLast(t, client)
+	t.Cleanup(func() { _ = client.Close() })
 	p := newPipeline(t, 2, func(c *Config) { c.Redis = client })
 	old := newToken()
 	p.newKey(old)
