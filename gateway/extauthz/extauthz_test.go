@@ -15,6 +15,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	managerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -204,9 +205,10 @@ func TestCheck_BypassesTheCacheWhereTheRouteSaysSo(t *testing.T) {
 	}
 }
 
-// There is no Envoy to be had here. Its own types read the file, strictly, and say what they would refuse.
-func TestEnvoyFile_IsWhatEnvoyReads(t *testing.T) {
-	text, err := os.ReadFile("../../deploy/envoy/envoy-grpc.yaml")
+// read is a file of deploy/envoy as Envoy's own types take it, strictly, with what they would refuse.
+func read(t *testing.T, file string) (*bootstrapv3.Bootstrap, *managerv3.HttpConnectionManager, *extauthzv3.ExtAuthz) {
+	t.Helper()
+	text, err := os.ReadFile("../../deploy/envoy/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,39 +220,65 @@ func TestEnvoyFile_IsWhatEnvoyReads(t *testing.T) {
 	if err := protojson.Unmarshal(asJSON, &bootstrap); err != nil {
 		t.Fatal(err)
 	}
-	if err := bootstrap.ValidateAll(); err != nil {
-		t.Fatal(err)
-	}
 	var manager managerv3.HttpConnectionManager
 	if err := bootstrap.GetStaticResources().GetListeners()[0].GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(&manager); err != nil {
 		t.Fatal(err)
 	}
 	var filter extauthzv3.ExtAuthz
-	if err := manager.GetHttpFilters()[0].GetTypedConfig().UnmarshalTo(&filter); err != nil {
+	for _, f := range manager.GetHttpFilters() {
+		if f.GetName() == "envoy.filters.http.ext_authz" {
+			err = f.GetTypedConfig().UnmarshalTo(&filter)
+		}
+	}
+	if err := errors.Join(err, bootstrap.ValidateAll(), manager.ValidateAll(), filter.ValidateAll()); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(manager.ValidateAll(), filter.ValidateAll()); err != nil {
-		t.Fatal(err)
-	}
-	if filter.GetFailureModeAllow() || !filter.GetEncodeRawHeaders() {
-		t.Error("the filter lets requests pass that nobody judged")
-	}
-	cluster := filter.GetGrpcService().GetEnvoyGrpc().GetClusterName()
-	if !slices.ContainsFunc(bootstrap.GetStaticResources().GetClusters(), func(c *clusterv3.Cluster) bool { return c.GetName() == cluster }) {
-		t.Errorf("there is no cluster %q", cluster)
-	}
-	for _, route := range manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes() {
-		config := route.GetTypedPerFilterConfig()["envoy.filters.http.ext_authz"]
-		var per extauthzv3.ExtAuthzPerRoute
-		if config == nil {
-			continue
+	return &bootstrap, &manager, &filter
+}
+
+// There is no Envoy to be had here. Its own types read the files, and what must be so is so.
+func TestEnvoyFiles_AreWhatEnvoyReads(t *testing.T) {
+	for _, file := range []string{"envoy-grpc.yaml", "envoy-http.yaml"} {
+		bootstrap, manager, filter := read(t, file)
+		if filter.GetFailureModeAllow() {
+			t.Errorf("%s lets requests pass that nobody judged", file)
 		}
-		if err := errors.Join(config.UnmarshalTo(&per), per.ValidateAll()); err != nil {
-			t.Fatal(err)
+		cluster := filter.GetGrpcService().GetEnvoyGrpc().GetClusterName()
+		if over := filter.GetHttpService(); over != nil {
+			cluster = over.GetServerUri().GetCluster()
+			if over.GetPathPrefix() != "/v1/ext_authz" {
+				t.Errorf("%s asks at %s", file, over.GetPathPrefix())
+			}
+		} else if !filter.GetEncodeRawHeaders() {
+			t.Errorf("%s: a header that is there twice is seen once", file)
 		}
-		for _, name := range gateway.Identity() {
-			if per.GetDisabled() && !slices.Contains(route.GetRequestHeadersToRemove(), strings.ToLower(name)) {
-				t.Errorf("%v lets the client's own %s pass", route.GetMatch(), name)
+		if !slices.ContainsFunc(bootstrap.GetStaticResources().GetClusters(), func(c *clusterv3.Cluster) bool { return c.GetName() == cluster }) {
+			t.Errorf("%s: there is no cluster %q", file, cluster)
+		}
+		cleared := make(map[string]bool) // before the filter, on every route
+		if first := manager.GetHttpFilters()[0]; first.GetName() == "envoy.filters.http.header_mutation" {
+			var mutation mutationv3.HeaderMutation
+			if err := errors.Join(first.GetTypedConfig().UnmarshalTo(&mutation), mutation.ValidateAll()); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range mutation.GetMutations().GetRequestMutations() {
+				cleared[m.GetRemove()] = true
+			}
+		}
+		for _, route := range manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes() {
+			var per extauthzv3.ExtAuthzPerRoute
+			if config := route.GetTypedPerFilterConfig()["envoy.filters.http.ext_authz"]; config != nil {
+				if err := errors.Join(config.UnmarshalTo(&per), per.ValidateAll()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Over gRPC the answer itself removes them, where there is one.
+			judged := !per.GetDisabled() && filter.GetGrpcService() != nil
+			for _, name := range gateway.Identity() {
+				name = strings.ToLower(name)
+				if !judged && !cleared[name] && !slices.Contains(route.GetRequestHeadersToRemove(), name) {
+					t.Errorf("%s: %v lets the client's own %s pass", file, route.GetMatch(), name)
+				}
 			}
 		}
 	}
