@@ -218,15 +218,25 @@ func (w *World) Reconcile(ctx context.Context, change func(context.Context) erro
 		if !ok {
 			return fmt.Errorf("%s %d has no fence any more", r.kind, r.index)
 		}
-		from := since
-		if r.doubt {
-			from = min(from, r.since)
-		}
-		if err := r.life.ReadBack(version, from, read); err != nil {
+		if err := r.reconcile(since, read, version, turns[id{r.kind, r.id}]); err != nil {
 			return err
 		}
-		r.doubt, r.turn, r.style = false, turns[id{r.kind, r.id}], r.styles[version]
 	}
+	return nil
+}
+
+// reconcile locks the row although nobody writes: a writer may be thinking about
+// what to write next.
+func (r *row) reconcile(since, read time.Duration, version int, turn int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.doubt {
+		since = min(since, r.since)
+	}
+	if err := r.life.ReadBack(version, since, read); err != nil {
+		return err
+	}
+	r.doubt, r.turn, r.style = false, turn, r.styles[version]
 	return nil
 }
 

@@ -53,8 +53,8 @@ var guards = []Guard{
 		Breaks: "a deposed leader takes rows out of the outbox and publishes them at positions that nodes take for old",
 		Edits: []Edit{
 			{
-				drainFile, "batch.Queue(sqlLock, int64(t.number))",
-				"if off(\"lock before DELETE\") {\n\t\tbatch.Queue(\"SELECT clock_timestamp() WHERE $1::bigint > 0\", int64(t.number))\n\t} else {\n\t\tbatch.Queue(sqlLock, int64(t.number))\n\t}",
+				"listener/statements.go", "{&s.lock, \"lock\", sqlLock}",
+				"{&s.lock, \"lock\", map[bool]string{false: sqlLock, true: \"SELECT clock_timestamp() WHERE $1::bigint > 0\"}[off(\"lock before DELETE\")]}",
 			},
 			{drainFile, "if !ours {", "if !ours && !off(\"lock before DELETE\") {"},
 		},

@@ -60,7 +60,7 @@ var (
 	nextRelease = &build{edits: []Edit{
 		{File: "event/event.go", Old: "const Version = 1\n", New: "const Version = 2\n"},
 		{File: "event/event.go", Old: "\tChanges []Change  `json:\"changes\"`\n}", New: "\tChanges []Change  `json:\"changes\"`\n\tScope string `json:\"scope\"`\n}"},
-		{File: "event/event.go", Old: "Changes: e.Changes,\n\t})", New: "Changes: e.Changes, Scope: \"eu\",\n\t})"},
+		{File: "event/encode.go", Old: "`,\"changes\":[`", New: "`,\"scope\":\"eu\",\"changes\":[`"},
 		{File: "event/event.go", Old: "authfence.change.v1", New: "authfence.change.v2"},
 	}}
 	builds = []*build{current, nextRelease}
