@@ -38,7 +38,8 @@ func TestNode_ClosesAGapFromTheStream(t *testing.T) {
 	last := l.publish(organizations("last"))
 	n.awaitApplied(t, last)
 	s := n.Status()
-	if s.Stats.Gaps == 0 || s.Stats.Replays == 0 || s.Stats.Resets() != 1 {
+	// The first replay was that of the start. On a busy machine a lease tells of the lost events before the gap does.
+	if s.Stats.Replays < 2 || s.Stats.Replayed != 40 || s.Stats.Resets() != 1 {
 		t.Errorf("status: %+v", s)
 	}
 	if !n.cache.has(organization("kept")) {

@@ -352,7 +352,7 @@ func TestDocs_TokensAreWellFormed(t *testing.T) {
 func TestErrors_NeverHoldTheToken(t *testing.T) {
 	t.Parallel()
 	mapping := watch.DefaultConfig()
-	mapping.APIKey.Key, mapping.APIKey.KeyFormat = "token", watch.Plaintext
+	mapping.APIKey.Key, mapping.APIKey.KeyFormat, mapping.APIKey.LastUsedAt = "token", watch.Plaintext, ""
 	var tracer recorder
 	s := newScene(t, mapping, `
 		CREATE TABLE organizations (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text, suspended_at timestamptz);
