@@ -185,6 +185,10 @@ func TestGateway_LetsThroughWhoMayAndSaysWhoItIs(t *testing.T) {
 			if len(got.Identity["X-Authfence-Position"]) != 1 || len(got.Identity["X-Authfence-Source"]) != 1 {
 				t.Errorf("the node saw %v", got.Identity)
 			}
+			// The key has no end and the answer is no stale one: a node hears nothing of either.
+			if len(got.Identity["X-Authfence-Expires-At"])+len(got.Identity["X-Authfence-Stale"]) != 0 {
+				t.Errorf("the node saw what the sidecar did not say: %v", got.Identity)
+			}
 			nodes[got.Node] = true
 		}
 		if len(nodes) != 3 {
