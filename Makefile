@@ -36,7 +36,7 @@ test: prepare-test ## Run all tests on real services, with the race detector.
 check: format vet staticcheck gosec test ## What a change must pass: gofmt, vet, staticcheck, gosec, test.
 
 .PHONY: bench
-bench: prepare ## Run the benchmarks, one package at a time; each measures its own floor.
+bench: prepare-bench ## Run the benchmarks, one package at a time; each measures its own floor.
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
 
 .PHONY: model
@@ -70,13 +70,15 @@ clean: ## Remove what was built, and cached test results.
 	$(GO) clean -testcache
 
 # Postgres and Redis: found, or installed, or one line that says what to install.
-.PHONY: prepare prepare-test prepare-chaos
+.PHONY: prepare prepare-test prepare-chaos prepare-bench
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-test:
 	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd,nginx,caddy
 prepare-chaos:
 	@$(GO) run ./internal/testenv/prepare -with pooler
+prepare-bench:
+	@$(GO) run ./internal/testenv/prepare -with nginx
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that are reached; asks vuln.go.dev, and so is no part of check.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -28,7 +29,16 @@ import (
 	"github.com/authfence/authfence/watch"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+func TestMain(m *testing.M) {
+	if text := os.Getenv(serves); text != "" {
+		if err := serveBench(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(testenv.Main(m))
+}
 
 // patience ends a hang; no test measures it.
 const patience = 30 * time.Second
