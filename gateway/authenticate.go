@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/authlib"
+	"github.com/authfence/authfence/event"
 )
 
 // The headers of an answer, and of what a request must be allowed to do.
@@ -34,7 +35,6 @@ func Identity() []string {
 // noStore and the like are shared by answers: net/http reads them and no more.
 var (
 	noStore  = []string{"no-store"}
-	noBody   = []string{"0"}
 	isTrue   = []string{"true"}
 	bySource = [...][]string{{"none"}, {"l1"}, {"l2"}, {"primary"}}
 	isJSON   = []string{"application/json"}
@@ -59,25 +59,23 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h["Cache-Control"] = noStore
-	identify(h, res)
+	g.identify(h, res)
 	if asked.query.Get("body") != "json" {
-		h["Content-Length"] = noBody
-		w.WriteHeader(http.StatusOK)
-		return
+		return // net/http writes the 200, and the length more cheaply than from h
 	}
 	h["Content-Type"] = isJSON
 	_ = json.NewEncoder(w).Encode(answerOf(res)) // the caller went away
 }
 
 // identify sets the headers that say who a request comes from.
-func identify(h http.Header, res authlib.Result) {
+func (g *Gateway) identify(h http.Header, res authlib.Result) {
 	p := res.Principal
-	h[headerKeyID] = []string{printable(p.KeyID())}
-	h[headerOrganizationID] = []string{printable(p.OrganizationID())}
-	h[headerPermissions] = []string{p.Permissions().JSON()}
+	// One allocation for three values, each clipped to itself.
+	values := []string{printable(p.KeyID()), printable(p.OrganizationID()), p.Permissions().JSON()}
+	h[headerKeyID], h[headerOrganizationID], h[headerPermissions] = values[0:1:1], values[1:2:2], values[2:3:3]
 	h[headerSource] = bySource[res.Source&3]
 	if !res.Position.IsZero() {
-		h[headerPosition] = []string{res.Position.String()}
+		h[headerPosition] = g.positionOf(res.Position)
 	}
 	if at, ok := p.Until(); ok {
 		h[headerExpiresAt] = []string{at.Format(time.RFC3339Nano)}
@@ -85,6 +83,22 @@ func identify(h http.Header, res authlib.Result) {
 	if res.Stale {
 		h[headerStale] = isTrue
 	}
+}
+
+// position is a mark as a header says it.
+type position struct {
+	mark event.Mark
+	text []string
+}
+
+// positionOf writes a mark out once for all the answers between two events.
+func (g *Gateway) positionOf(mark event.Mark) []string {
+	last := g.position.Load()
+	if last == nil || last.mark != mark {
+		last = &position{mark, []string{mark.String()}}
+		g.position.Store(last)
+	}
+	return last.text
 }
 
 // Check is one authentication for a face that is not HTTP: the request's headers,
@@ -96,7 +110,7 @@ func (g *Gateway) Check(ctx context.Context, header http.Header, route Route) (h
 		return nil, refused
 	}
 	identity := make(http.Header, len(Identity()))
-	identify(identity, res)
+	g.identify(identity, res)
 	return identity, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/authfence/authfence/authlib"
@@ -94,6 +95,7 @@ type Gateway struct {
 	barriers chan struct{} // one token a barrier
 	stopping chan struct{} // closed by Stop
 	stop     sync.Once
+	position atomic.Pointer[position]
 }
 
 // New checks the configuration and starts nothing.

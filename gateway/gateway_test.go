@@ -60,6 +60,41 @@ func TestAuthenticate_SaysWhoItIs(t *testing.T) {
 	}
 }
 
+// Positions are written out once for many answers, and so must not outlive the event
+// that ends them.
+func TestAuthenticate_SaysThePositionOfTheMoment(t *testing.T) {
+	one := &always{result: authlib.Result{Principal: authlib.NewTestPrincipal("k", "o", permissions), Source: authlib.L1}}
+	g, err := gateway.New(gateway.Config{Authenticator: one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"b1946ac92492d234/7-42", "b1946ac92492d234/7-42", "b1946ac92492d234/7-43", "", "c1946ac92492d234/7-43"} {
+		one.result.Position = event.Mark{}
+		if text != "" {
+			if one.result.Position, err = event.ParseMark(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/v1/authenticate", nil)
+		r.Header.Set("Authorization", "Bearer tok_x")
+		g.ServeHTTP(w, r)
+		if got := w.Header().Get("X-Authfence-Position"); w.Code != 200 || got != text {
+			t.Errorf("%d at %q, want %q", w.Code, got, text)
+		}
+	}
+}
+
+// always is an Authorizer of one answer.
+type always struct {
+	authlib.Authorizer
+	result authlib.Result
+}
+
+func (a *always) AuthenticateWith(context.Context, string, authlib.Request) (authlib.Result, error) {
+	return a.result, nil
+}
+
 // No event tells of a moment that was set beforehand, so the answer does, or a
 // client's own cache would not know.
 func TestAuthenticate_SaysWhenItEndsByItself(t *testing.T) {
