@@ -54,9 +54,9 @@ var everything = ParsePermissions([]byte(`{"` + Wildcard + `":["` + Wildcard + `
 // Can reports whether the key may do the action on the resource.
 func (p *Principal) Can(resource, action string) bool { return p.Permissions().Can(resource, action) }
 
-// Column gives a whitelisted column of the key's row as text: strings, numbers
-// and times as they are, arrays and JSON as JSON. ok is false for NULL and for a
-// column that the mapping does not load.
+// Column gives a whitelisted column of the key's row as text: strings and
+// numbers as they are, times in UTC (2026-01-02T03:04:05.678Z), arrays and JSON
+// as JSON. ok is false for NULL and for a column that the mapping does not load.
 func (p *Principal) Column(name string) (text string, ok bool) { return p.key.Columns.get(name) }
 
 // OrganizationColumn is Column for the organization's row.

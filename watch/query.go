@@ -87,8 +87,8 @@ LEFT JOIN LATERAL (
 ORDER BY asked.n`,
 		asked,
 		k(key.ID), k(key.Organization), c.APIKey.time("k", key.ExpiresAt), c.APIKey.time("k", key.RevokedAt),
-		optionalText("k", key.Permissions), loaded("k", key.Load),
-		quote(organization.ID), c.Organization.time("o", organization.SuspendedAt), quote(organization.ID), loaded("o", organization.Load),
+		optionalText("k", key.Permissions), c.APIKey.loaded("k", key.Load),
+		quote(organization.ID), c.Organization.time("o", organization.SuspendedAt), quote(organization.ID), c.Organization.loaded("o", organization.Load),
 		quote(organization.ID), c.unrestricted("o"),
 		c.APIKey.Name.SQL(), c.Organization.Name.SQL(), join,
 		match, orderBy(order))
@@ -120,7 +120,7 @@ LEFT JOIN LATERAL (
 	LIMIT 1
 ) AS found ON true
 ORDER BY asked.n`,
-		c.Organization.time("o", t.SuspendedAt), loaded("o", t.Load), c.unrestricted("o"), c.Organization.Name.SQL(),
+		c.Organization.time("o", t.SuspendedAt), c.Organization.loaded("o", t.Load), c.unrestricted("o"), c.Organization.Name.SQL(),
 		exactly(id, c.Organization.Columns[t.ID].Type, "asked.id"))
 }
 
@@ -167,12 +167,26 @@ func optionalText(alias, column string) string {
 	return alias + "." + quote(column) + "::text"
 }
 
-func loaded(alias string, columns []string) string {
+// loaded is a JSON object of columns. Times are in UTC with a Z, those without a zone too: neither may depend on the
+// session that read them, since nodes share and compare what they read.
+func (r Relation) loaded(alias string, columns []string) string {
 	pairs := make([]string, len(columns))
 	for i, column := range columns {
-		pairs[i] = fmt.Sprintf("%s, %s.%s", literal(column), alias, quote(column))
+		value := alias + "." + quote(column)
+		switch r.Columns[column].Type {
+		case "timestamptz":
+			value = utc(value, value+" AT TIME ZONE 'UTC'")
+		case "timestamp":
+			value = utc(value, value)
+		}
+		pairs[i] = literal(column) + ", " + value
 	}
 	return "pg_catalog.jsonb_build_object(" + strings.Join(pairs, ", ") + ")::text"
+}
+
+// utc writes a finite time as JSON has it, and marks it; "infinity" stays what it is.
+func utc(value, zoneless string) string {
+	return fmt.Sprintf("CASE WHEN pg_catalog.isfinite(%[1]s) THEN (pg_catalog.to_jsonb(%[2]s) #>> '{}') || 'Z' ELSE %[1]s::text END", value, zoneless)
 }
 
 func orderBy(terms []string) string {

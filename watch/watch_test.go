@@ -304,6 +304,32 @@ func TestKeyQuery_TextKeysMatchExactly(t *testing.T) {
 	}
 }
 
+// What is loaded is the same text in every session: nodes compare what they read with what others put into Redis.
+func TestQueries_LoadTimesInUTC(t *testing.T) {
+	t.Parallel()
+	conn := database(t, reference+`ALTER TABLE organizations ADD made timestamp, ADD "O'Clock \\ at" timestamptz, ADD once timestamptz, ADD day date;
+		INSERT INTO organizations (id, made, "O'Clock \\ at", once, day) VALUES ('`+org+`', '2026-07-01 03:04:05.670', '2026-07-01 03:04:05+02', 'infinity', '2026-07-01')`)
+	config := watch.DefaultConfig()
+	config.Organization.Load = []string{"made", `O'Clock \\ at`, "once", "name", "day"}
+	catalog, err := config.Resolve(deadline(t), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, session := range []string{`SET TimeZone = 'UTC'`, `SET TimeZone = 'America/New_York'; SET DateStyle = 'German'`} {
+		var got string
+		if _, err := conn.Exec(deadline(t), session); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.QueryRow(deadline(t), catalog.OrganizationQuery(), []string{org}).Scan(nil, nil, nil, &got, nil, nil, nil, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		want := `{"day": "2026-07-01", "made": "2026-07-01T03:04:05.67Z", "name": null, "once": "infinity", "O'Clock \\\\ at": "2026-07-01T01:04:05Z"}`
+		if got != want {
+			t.Errorf("%s:\n%s, want\n%s", session, got, want)
+		}
+	}
+}
+
 // Under a collation that takes 'ACME' for 'acme' a foreign key lets both stand for one row. A change of the row names one
 // text, so nothing may be cached under the other.
 func TestQueries_OrganizationsMatchExactly(t *testing.T) {

@@ -16,7 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/authfence/authfence/gateway/extauthz"
 	"github.com/authfence/authfence/internal/testenv"
 )
 
@@ -94,7 +96,17 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 		status, header := asBearer(client, "http://sidecar/v1/authenticate", "tok_sidecar")
 		return status == http.StatusOK && header.Get("X-Authfence-Key-Id") == id && header.Get("X-Authfence-Source") == "l1"
 	})
-	envoy := asEnvoy(t, grpcSocket)
+	envoy, health := asEnvoy(t, grpcSocket)
+	for _, service := range []string{"", extauthz.Service} {
+		answer, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{Service: service})
+		if err != nil || answer.Status != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("health of %q: %v, %v", service, answer, err)
+		}
+	}
+	// One that would not end: the stop below does not wait for it.
+	if _, err := health.Watch(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
+		t.Error(err)
+	}
 	if ok := envoy("tok_sidecar").GetOkResponse(); ok == nil {
 		t.Error("over gRPC a good key is refused")
 	}
@@ -127,14 +139,14 @@ func TestSidecar_AuthenticatesForOthersAndDrains(t *testing.T) {
 }
 
 // asEnvoy asks over gRPC.
-func asEnvoy(t *testing.T, path string) func(token string) *authv3.CheckResponse {
+func asEnvoy(t *testing.T, path string) (check func(token string) *authv3.CheckResponse, health healthv1.HealthClient) {
 	t.Helper()
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return func(token string) *authv3.CheckResponse {
+	check = func(token string) *authv3.CheckResponse {
 		response, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 			Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Headers: map[string]string{"authorization": "Bearer " + token}}},
 		}})
@@ -143,6 +155,7 @@ func asEnvoy(t *testing.T, path string) func(token string) *authv3.CheckResponse
 		}
 		return response
 	}
+	return check, healthv1.NewHealthClient(conn)
 }
 
 // TestServices_TellSystemdOnceTheirSocketsAreThere: a unit that starts after ours may connect at once, though neither
