@@ -9,9 +9,11 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/authfence/authfence/gateway"
 	"github.com/authfence/authfence/gateway/extauthz"
@@ -23,13 +25,14 @@ const checkBytes = 256 << 10
 
 func overGRPC(face *gateway.Gateway, socket net.Listener, _ *slog.Logger) server {
 	s := grpc.NewServer(
-		grpc.MaxRecvMsgSize(checkBytes), grpc.ConnectionTimeout(headerTimeout),
+		grpc.MaxRecvMsgSize(checkBytes), grpc.MaxHeaderListSize(headerBytes), grpc.ConnectionTimeout(headerTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	authv3.RegisterAuthorizationServer(s, extauthz.New(face))
 	alive := health.NewServer()
-	healthv1.RegisterHealthServer(s, alive)
+	alive.SetServingStatus(extauthz.Service, healthv1.HealthCheckResponse_SERVING)
+	healthv1.RegisterHealthServer(s, byCheck{alive})
 	return server{
 		serve: func() error {
 			if err := s.Serve(socket); err != nil {
@@ -51,4 +54,12 @@ func overGRPC(face *gateway.Gateway, socket net.Listener, _ *slog.Logger) server
 			}
 		},
 	}
+}
+
+// byCheck answers health checks by Check alone, as Envoy and probes ask: a Watch
+// would not end, and hold up the drain.
+type byCheck struct{ *health.Server }
+
+func (byCheck) Watch(*healthv1.HealthCheckRequest, grpc.ServerStreamingServer[healthv1.HealthCheckResponse]) error {
+	return status.Error(codes.Unimplemented, "ask by Check")
 }

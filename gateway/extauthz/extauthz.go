@@ -40,6 +40,9 @@ type Server struct {
 // New answers with the gateway's decisions.
 func New(g *gateway.Gateway) *Server { return &Server{gateway: g} }
 
+// Service is its name, for health checks.
+var Service = authv3.Authorization_ServiceDesc.ServiceName
+
 // The keys of context_extensions.
 const (
 	extensionResource = "resource"
