@@ -18,6 +18,7 @@ package extauthz
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -51,11 +52,24 @@ const (
 	extensionUsage    = "usage"
 )
 
+var extensionKeys = []string{extensionResource, extensionAction, extensionBypass, extensionUsage}
+
+// A misspelt demand must not be none.
+var unknownExtension = &authlib.Refusal{
+	Status: http.StatusBadRequest, Code: "invalid_request", Reason: "unknown context extension",
+	Detail: "context_extensions: want " + strings.Join(extensionKeys, ", "),
+}
+
 // Check decides about one request. It never fails: what cannot be decided is a
 // refusal with 503.
 func (s *Server) Check(ctx context.Context, asked *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	attributes := asked.GetAttributes()
 	extensions := attributes.GetContextExtensions()
+	for key := range extensions {
+		if !slices.Contains(extensionKeys, key) {
+			return s.denied(unknownExtension), nil
+		}
+	}
 	route := gateway.Route{Bypass: extensions[extensionBypass] == "true", NoUsage: extensions[extensionUsage] == "off"}
 	// A key that is there and empty is a mistake in the route, and refuses.
 	if resource, ok := extensions[extensionResource]; ok {

@@ -156,6 +156,7 @@ func TestCheck_RefusesAsOverHTTP(t *testing.T) {
 		"two joined":    {map[string]string{"authorization": "Bearer good,Bearer good"}, nil, nil, 401, codes.Unauthenticated, "cache-control", "no-store"},
 		"suspended":     {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrSuspended, 403, codes.PermissionDenied, "cache-control", "no-store"},
 		"no grant":      {good, map[string]string{"resource": "invoices", "action": "write"}, nil, 403, codes.PermissionDenied, "content-type", "application/json"},
+		"a misspelling": {good, map[string]string{"resorce": "invoices", "acton": "write"}, nil, 400, codes.InvalidArgument, "cache-control", "no-store"},
 		"half a grant":  {good, map[string]string{"resource": "invoices"}, nil, 400, codes.InvalidArgument, "cache-control", "no-store"},
 		"unavailable":   {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrUnavailable, 503, codes.Unavailable, "retry-after", "1"},
 		"other failure": {map[string]string{"authorization": "Bearer other"}, nil, errors.New("odd"), 503, codes.Unavailable, "retry-after", "1"},
