@@ -69,8 +69,8 @@ func TestFlushUnderThousandUsers_LoadsEachRefOnce(t *testing.T) {
 				if l.worst > 1 {
 					t.Errorf("node %d loaded a ref %d times", i, l.worst)
 				}
-				// All users of the node wait, most of them for keys of their own.
-				if want := uint64(c.users(i) / 4); st.LargestBatch < want {
+				// All users of the node wait, many of them for keys of their own, and up to four queries share these.
+				if want := uint64(c.users(i) / 8); st.LargestBatch < want {
 					t.Errorf("node %d: the largest batch holds %d refs, want %d", i, st.LargestBatch, want)
 				}
 				if l.most > maxLoads {
