@@ -99,8 +99,8 @@ func TestNoAnswerFromWhatWasSuperseded(t *testing.T) {
 		t.Error("no receipt: the bound of zero was never tried")
 	case refused == 0:
 		t.Error("no fill was refused: the run did not exercise rule 16")
-	case report.Answers < 10*revocations:
-		t.Errorf("only %d answers", report.Answers)
+	case report.Answers < 3*revocations: // how many there are is a matter of how fast the revocations go
+		t.Errorf("only %d answers, want three to each revocation", report.Answers)
 	}
 }
 
