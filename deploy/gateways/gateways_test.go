@@ -238,7 +238,8 @@ func TestGateway_ClearsWhoAClientSaysItIs(t *testing.T) {
 		id, _, token := s.key(true)
 		lies := []string{
 			"X-Authfence-Key-Id: liar", "x-authfence-key-id: liar2", "X-AUTHFENCE-ORGANIZATION-ID: liar", "X_Authfence_Key_Id: liar",
-			"X-Authfence_Key-Id: liar", `X-Authfence-Permissions: {"*":["*"]}`, "X-Authfence-Stale: true", "X-Authfence-Expires-At: 2999-01-01T00:00:00Z",
+			"X-Authfence_Key-Id: liar", "X-Authfence-Key_Id: liar", "X-Authfence-Key.Id: liar", "X.Authfence.Key.Id: liar", "X-Authfence-Organization_Id: liar",
+			`X-Authfence-Permissions: {"*":["*"]}`, "X-Authfence-Stale: true", "X-Authfence-Expires-At: 2999-01-01T00:00:00Z",
 		}
 		for _, path := range []string{"/health", "/", "/v1/invoices"} {
 			headers := slices.Clone(lies)
