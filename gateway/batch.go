@@ -47,7 +47,7 @@ func (g *Gateway) batch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query := r.URL.Query()
-	demand, refused := demandOf(asked{header: r.Header, query: query})
+	demand, refused := demandOf(Ask{Header: r.Header, Query: query})
 	if refused != nil {
 		g.refuse(w, r, refused)
 		return

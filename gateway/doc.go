@@ -4,7 +4,7 @@
 //
 //	GET  /v1/authenticate          who a token stands for; any method, for nginx auth_request,
 //	                               Traefik ForwardAuth, Caddy forward_auth
-//	any  /v1/ext_authz/…           the same, for Envoy's ext_authz over HTTP; package extauthz has it over gRPC
+//	     /v1/ext_authz/…           the same for Envoy's ext_authz over HTTP; any method, any path behind it
 //	POST /v1/authenticate/batch    the same for many tokens
 //	GET  /v1/changes               what is evicted, as server-sent events
 //	GET  /v1/lease                 for how long a cache that follows /v1/changes may be trusted
@@ -18,9 +18,9 @@
 // The token comes in "Authorization: Bearer" or in the header of [Config].Header.
 // Who the request must be allowed to do what is said by the query
 // (?resource=invoices&action=write) or by the headers X-Authfence-Resource and
-// X-Authfence-Action; all of them are required. A path below /v1/ext_authz/ (or
-// /v1/authenticate/) is that of the original request, as Envoy appends it to its
-// path_prefix: it is the client's, and so is its query. Neither is looked at.
+// X-Authfence-Action; all of them are required. ?bypass=true asks the primary, and
+// ?at_least=… or the header X-Authfence-At-Least demands a position. A query with
+// another name is refused (400): a demand that is misspelt must not be none.
 //
 //	200  X-Authfence-Key-Id, -Organization-Id, -Permissions (JSON), -Source (l1, l2, primary),
 //	     -Position (as new as this, at least; none when nothing can be said), -Expires-At (when
@@ -37,6 +37,15 @@
 //
 // Every answer has Cache-Control: no-store. A body comes with ?body=json. An id
 // with bytes beyond printable ASCII is percent-encoded in a header.
+//
+// # Envoy
+//
+// Envoy asks with the method and the path of the original request behind its
+// path_prefix, /v1/ext_authz. Both are the client's, the query too, and none is
+// looked at: what a route demands comes in headers that Envoy adds. The answer is
+// that of /v1/authenticate, and lists in X-Envoy-Auth-Headers-To-Remove the identity
+// headers that it does not set. Over gRPC there is package extauthz; deploy/envoy
+// has both.
 //
 // # A cache of one's own
 //

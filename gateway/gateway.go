@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -111,7 +110,6 @@ func New(cfg Config) (*Gateway, error) {
 		stopping: make(chan struct{}),
 	}
 	g.mux.HandleFunc("POST /v1/authenticate/batch", g.batch)
-	g.mux.HandleFunc("/v1/authenticate/", g.authenticate)
 	if cfg.Feed != nil && cfg.Node != nil {
 		g.mux.HandleFunc("GET /v1/changes", g.changes)
 		g.mux.HandleFunc("GET /v1/lease", g.lease)
@@ -125,17 +123,15 @@ func New(cfg Config) (*Gateway, error) {
 // authenticatePath is asked by every request of somebody, and goes past the mux.
 const authenticatePath = "/v1/authenticate"
 
-// externalPath is asked by proxies that send the client's own path behind a
-// prefix, as Envoy's ext_authz does over HTTP. It goes past the mux, which would
-// answer a path with two slashes by a redirect.
-const externalPath = "/v1/ext_authz/"
-
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == authenticatePath || strings.HasPrefix(r.URL.Path, externalPath) {
+	switch path := r.URL.Path; {
+	case path == authenticatePath:
 		g.authenticate(w, r)
-		return
+	case isExtAuthz(path):
+		g.extAuthz(w, r)
+	default:
+		g.mux.ServeHTTP(w, r)
 	}
-	g.mux.ServeHTTP(w, r)
 }
 
 // Stop ends the streams of changes, so that the server can shut down: give it to

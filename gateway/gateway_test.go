@@ -125,21 +125,63 @@ func TestAuthenticate_TakesAnyMethodAndTheConfiguredHeader(t *testing.T) {
 	if got := s.ask("GET", "/v1/authenticate", "", "X-Api-Key", k.token); got.status != 200 {
 		t.Errorf("X-Api-Key: %d %s", got.status, got.body)
 	}
-	// As Envoy appends the original path: the query there is the client's.
-	if got := s.ask("GET", "/v1/authenticate/orders/7?resource=nothing&action=delete", "", "Authorization", "Bearer "+k.token); got.status != 200 {
-		t.Errorf("original path: %d %s", got.status, got.body)
-	}
-	// Whatever path the client chose: no redirect, and nothing of ours behind it.
-	for _, path := range []string{"/", "//orders//7", "/../barrier", "/batch", "/x/%2e%2e/y?resource=nothing&action=delete"} {
-		if got := s.ask("POST", "/v1/ext_authz"+path, "", "Authorization", "Bearer "+k.token); got.status != 200 {
-			t.Errorf("behind the prefix, %s: %d %s", path, got.status, got.body)
-		}
-		if got := s.ask("POST", "/v1/ext_authz"+path, ""); got.status != 401 {
-			t.Errorf("behind the prefix without a token, %s: %d %s", path, got.status, got.body)
+	for _, path := range []string{"/v1/authenticated", "/v1/authenticate/x", "/v1/ext_authzz"} {
+		if got := s.ask("GET", path, "", "Authorization", "Bearer "+k.token); got.status != 404 {
+			t.Errorf("%s: %d", path, got.status)
 		}
 	}
-	if got := s.ask("GET", "/v1/authenticated", "", "Authorization", "Bearer "+k.token); got.status != 404 {
-		t.Errorf("another path: %d", got.status)
+}
+
+// Envoy puts its prefix before the method and the path of the original request,
+// which are the client's: none is redirected, cleaned or taken for another of ours,
+// and no query demands or waives anything.
+func TestExtAuthz_WhateverThePathIsTheKeyDecides(t *testing.T) {
+	s := newSystem(t)
+	k := s.key("", permissions)
+	bearer := []string{"Authorization", "Bearer " + k.token}
+	for _, path := range []string{
+		"", "/", "/orders/7?resource=nothing&action=delete", "//orders", "/../changes", "/%2e%2e/%2e%2e/v1/barrier", "/batch",
+		"/v1/authenticate/batch", "/?body=json&bypass=maybe", "/?%zz", "/a;b?c;d", "/v1/barrier?wait=1h",
+	} {
+		for _, method := range []string{"GET", "POST", "DELETE"} {
+			if got := s.ask(method, "/v1/ext_authz"+path, "", bearer...); got.status != 200 || got.body != "" || got.header.Get("X-Authfence-Key-Id") != k.id {
+				t.Errorf("%s %s: %d %s", method, path, got.status, got.body)
+			}
+			if got := s.ask(method, "/v1/ext_authz"+path, "", "Authorization", "Bearer nobody"); got.status != 401 || got.header.Get("WWW-Authenticate") == "" {
+				t.Errorf("%s %s without a key: %d", method, path, got.status)
+			}
+		}
+	}
+	// What the route demands comes in headers that Envoy adds.
+	demand := append(bearer, "X-Authfence-Resource", "invoices", "X-Authfence-Action", "delete")
+	if got := s.ask("GET", "/v1/ext_authz/orders", "", demand...); got.status != 403 {
+		t.Errorf("not granted: %d", got.status)
+	}
+	// Envoy replaces what is answered, and removes what is listed: together, all.
+	got := s.ask("GET", "/v1/ext_authz/orders", "", bearer...)
+	removed := strings.Split(got.header.Get("X-Envoy-Auth-Headers-To-Remove"), ", ")
+	for _, name := range gateway.Identity() {
+		if _, set := got.header[name]; set == slices.Contains(removed, name) {
+			t.Errorf("%s: set %t, removed %q", name, set, removed)
+		}
+	}
+}
+
+func TestAuthenticate_AsksThePrimaryWhereTheRouteSaysSo(t *testing.T) {
+	s := newSystem(t)
+	k := s.key("", permissions)
+	s.settle()
+	for query, want := range map[string]string{"?bypass=true": "primary", "?bypass=false": "l1", "": "l1"} {
+		_ = s.authenticate(k.token, "")
+		if got := s.authenticate(k.token, query); got.status != 200 || got.header.Get("X-Authfence-Source") != want {
+			t.Errorf("%q: %d from %s, want %s", query, got.status, got.header.Get("X-Authfence-Source"), want)
+		}
+	}
+	here := s.authenticate(k.token, "").header.Get("X-Authfence-Position")
+	for mark, want := range map[string]string{here: "l1", "ffffffffffffffff/1-1": "primary"} {
+		if got := s.authenticate(k.token, "?at_least="+mark); got.status != 200 || got.header.Get("X-Authfence-Source") != want {
+			t.Errorf("at_least=%s: %d from %s, want %s", mark, got.status, got.header.Get("X-Authfence-Source"), want)
+		}
 	}
 }
 
@@ -194,10 +236,22 @@ func TestAuthenticate_ForbidsWhatIsNotGranted(t *testing.T) {
 		{"?resource=invoices&action=", nil, 403},
 		{"", []string{"X-Authfence-Action", "read"}, 400},
 		{"?resource=%zz", nil, 400},
+		// A demand that is misspelt is not none.
+		{"?resorce=invoices&acton=delete", nil, 400},
+		{"?bypass=yes", nil, 400},
+		{"?bypass=true&bypass=true", nil, 400},
+		{"?at_least=", nil, 400},
+		{"?at_least=yesterday", nil, 400},
+		{"?" + k.token, nil, 400},
 	} {
 		if got := s.authenticate(k.token, c.query, c.headers...); got.status != c.want || got.header.Get("X-Authfence-Key-Id") != "" != (c.want == 200) {
 			t.Errorf("%s %q: %d %s, want %d", c.query, c.headers, got.status, got.body, c.want)
+		} else if strings.Contains(got.body, k.token) {
+			t.Errorf("%s: the token is repeated: %s", c.query, got.body)
 		}
+	}
+	if got := s.ask("POST", "/v1/authenticate/batch?resorce=invoices", `{"tokens":[]}`); got.status != 400 {
+		t.Errorf("batch: %d %s", got.status, got.body)
 	}
 	s.exec(`UPDATE organizations SET suspended_at = now() WHERE id = $1`, k.organization)
 	eventually(t, "suspended", func() bool { return s.authenticate(k.token, "").status == 403 })
@@ -223,7 +277,7 @@ func TestAuthenticate_CountsAsAUseUnlessTheQuerySaysNot(t *testing.T) {
 		}
 	}
 	// The client's own query, behind Envoy, and its headers have no say.
-	if got := s.ask("GET", "/v1/authenticate/orders?usage=off", "", append(bearer, "X-Authfence-Usage", "off")...); got.status != 200 || gathered() != 1 {
+	if got := s.ask("GET", "/v1/ext_authz/orders?usage=off", "", append(bearer, "X-Authfence-Usage", "off")...); got.status != 200 || gathered() != 1 {
 		t.Errorf("the client's query: %d, %d gathered", got.status, gathered())
 	}
 }

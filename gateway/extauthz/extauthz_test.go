@@ -2,320 +2,327 @@ package extauthz_test
 
 import (
 	"context"
-	"errors"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
-	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
-	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	managerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"github.com/goccy/go-yaml"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/authfence/authfence/authlib"
+	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/gateway"
 	"github.com/authfence/authfence/gateway/extauthz"
+	"github.com/authfence/authfence/internal/testenv"
 )
 
-// desk knows one token; it stands for an Authenticator, which has tests of its own.
-type desk struct {
-	err      error           // for every other token
-	demanded authlib.Request // of the last request
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
+// patience ends a hang; no test measures it.
+const patience = 30 * time.Second
+
+const receipt = "b1946ac92492d234/7-42"
+
+// known authenticates by a table. What a real one does is for the tests of
+// authlib and of the command.
+type known struct {
+	errors  map[string]error
+	demands chan authlib.Request // of the calls; nobody need read them
 }
 
-func (d *desk) Authenticate(ctx context.Context, token string) (*authlib.Principal, error) {
-	result, err := d.AuthenticateWith(ctx, token, authlib.Request{})
-	return result.Principal, err
+func newKnown() *known {
+	return &known{
+		errors: map[string]error{
+			"revoked": authlib.ErrRevoked, "expired": authlib.ErrExpired, "suspended": authlib.ErrSuspended,
+			"out": &authlib.UnavailableError{RetryAfter: 1500 * time.Millisecond},
+		},
+		demands: make(chan authlib.Request, 1),
+	}
 }
 
-func (d *desk) AuthenticateWith(_ context.Context, token string, demand authlib.Request) (authlib.Result, error) {
-	d.demanded = demand
+func (k *known) Authenticate(ctx context.Context, token string) (*authlib.Principal, error) {
+	res, err := k.AuthenticateWith(ctx, token, authlib.Request{})
+	return res.Principal, err
+}
+
+func (k *known) AuthenticateWith(ctx context.Context, token string, demand authlib.Request) (authlib.Result, error) {
+	select {
+	case k.demands <- demand:
+	default:
+	}
+	if token == "slow" { // a primary that does not answer
+		<-ctx.Done()
+		return authlib.Result{}, &authlib.UnavailableError{RetryAfter: time.Second, Err: ctx.Err()}
+	}
 	if token != "good" {
-		return authlib.Result{}, d.err
+		if err, ok := k.errors[token]; ok {
+			return authlib.Result{}, err
+		}
+		return authlib.Result{}, authlib.ErrUnknown
 	}
-	return authlib.Result{Principal: authlib.NewTestPrincipal("k1", "o1", `{"invoices":["read"]}`), Source: authlib.L1}, nil
+	mark, err := event.ParseMark(receipt)
+	return authlib.Result{
+		Principal: authlib.NewTestPrincipal("key-1", "organization-1", `{"invoices":["read","write"],"plans":["read"]}`),
+		Source:    authlib.L1, Position: mark,
+	}, err
 }
 
-// serve is the service over a real connection.
-func serve(t *testing.T, d *desk) authv3.AuthorizationClient {
-	t.Helper()
-	face, err := gateway.New(gateway.Config{Authenticator: d, Header: "X-Api-Key", Realm: "api"})
+func newServer(tb testing.TB, k *known) *extauthz.Server {
+	tb.Helper()
+	g, err := gateway.New(gateway.Config{Authenticator: k, Header: "X-Api-Key", Realm: "api"})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	socket, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	return extauthz.New(g)
+}
+
+// dial serves s on a unix socket and gives a client, as Envoy is one.
+func dial(t *testing.T, s *extauthz.Server) auth.AuthorizationClient {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	socket, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	authv3.RegisterAuthorizationServer(server, extauthz.New(face))
+	auth.RegisterAuthorizationServer(server, s)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(socket) }()
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		server.Stop()
+		_ = conn.Close()
+		server.GracefulStop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
 	})
-	conn, err := grpc.NewClient("unix:"+socket.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return authv3.NewAuthorizationClient(conn)
+	return auth.NewAuthorizationClient(conn)
 }
 
-func request(headers, extensions map[string]string) *authv3.CheckRequest {
-	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
-		ContextExtensions: extensions,
-		Request:           &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: "POST", Path: "/v1/x", Headers: headers}},
+// checkOf is a check with headers as Envoy sends them by default: name, value,
+// name, value.
+func checkOf(extensions map[string]string, headers ...string) *auth.CheckRequest {
+	request := &auth.AttributeContext_HttpRequest{Method: "GET", Path: "/orders?resource=nothing&action=delete", Headers: map[string]string{":path": "/orders"}}
+	for i := 0; i < len(headers); i += 2 {
+		request.Headers[headers[i]] = headers[i+1]
+	}
+	return requestOf(request, extensions)
+}
+
+// rawCheckOf is the same with encode_raw_headers.
+func rawCheckOf(headers ...string) *auth.CheckRequest {
+	list := &core.HeaderMap{}
+	for i := 0; i < len(headers); i += 2 {
+		list.Headers = append(list.Headers, &core.HeaderValue{Key: headers[i], RawValue: []byte(headers[i+1])})
+	}
+	return requestOf(&auth.AttributeContext_HttpRequest{HeaderMap: list}, nil)
+}
+
+func requestOf(r *auth.AttributeContext_HttpRequest, extensions map[string]string) *auth.CheckRequest {
+	return &auth.CheckRequest{Attributes: &auth.AttributeContext{
+		Request: &auth.AttributeContext_Request{Http: r}, ContextExtensions: extensions,
 	}}
 }
 
-func check(t *testing.T, client authv3.AuthorizationClient, r *authv3.CheckRequest) *authv3.CheckResponse {
+func check(t *testing.T, client auth.AuthorizationClient, r *auth.CheckRequest) *auth.CheckResponse {
 	t.Helper()
-	response, err := client.Check(t.Context(), r)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	got, err := client.Check(ctx, r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := response.ValidateAll(); err != nil {
-		t.Errorf("Envoy would refuse the answer: %v", err)
+	if err := got.ValidateAll(); err != nil {
+		t.Errorf("Envoy would not take it: %v", err)
 	}
-	return response
+	return got
 }
 
-func values(options []*corev3.HeaderValueOption) map[string]string {
-	found := make(map[string]string)
+func headersOf(t *testing.T, options []*core.HeaderValueOption) map[string]string {
+	t.Helper()
+	headers := make(map[string]string)
 	for _, o := range options {
-		found[o.GetHeader().GetKey()] = o.GetHeader().GetValue()
+		if o.AppendAction != core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
+			t.Errorf("%s: %v, so what the client sent may stay", o.Header.Key, o.AppendAction)
+		}
+		headers[o.Header.Key] = o.Header.Value
 	}
-	return found
+	return headers
 }
 
-func TestCheck_GivesAGoodRequestItsIdentity(t *testing.T) {
-	client := serve(t, &desk{})
-	for _, headers := range []map[string]string{
-		{":path": "/v1/x", "authorization": "Bearer good", "x-authfence-key-id": "somebody"},
-		{"x-api-key": "good"},
+func TestCheck_SaysWhoItIs(t *testing.T) {
+	client := dial(t, newServer(t, newKnown()))
+	for name, r := range map[string]*auth.CheckRequest{
+		"map":    checkOf(nil, "authorization", "Bearer good"),
+		"list":   rawCheckOf("authorization", "Bearer good"),
+		"header": checkOf(nil, "x-api-key", "good"),
 	} {
-		response := check(t, client, request(headers, nil))
-		ok := response.GetOkResponse()
-		if response.GetStatus().GetCode() != int32(codes.OK) || ok == nil {
-			t.Fatalf("%v: %v", headers, response)
+		got := check(t, client, r)
+		if got.Status.Code != int32(codes.OK) || got.GetOkResponse() == nil {
+			t.Fatalf("%s: %v", name, got)
 		}
-		set := values(ok.GetHeaders())
-		if set["x-authfence-key-id"] != "k1" || set["x-authfence-organization-id"] != "o1" || set["x-authfence-permissions"] != `{"invoices":["read"]}` || set["x-authfence-source"] != "l1" {
-			t.Errorf("set: %v", set)
-		}
-		for _, o := range ok.GetHeaders() {
-			if o.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
-				t.Errorf("%s may stand beside what the client sent", o.GetHeader().GetKey())
+		headers := headersOf(t, got.GetOkResponse().Headers)
+		for header, want := range map[string]string{
+			"x-authfence-key-id": "key-1", "x-authfence-organization-id": "organization-1", "x-authfence-source": "l1",
+			"x-authfence-position": receipt, "x-authfence-permissions": `{"invoices":["read","write"],"plans":["read"]}`,
+		} {
+			if headers[header] != want {
+				t.Errorf("%s: %s is %q, want %q", name, header, headers[header], want)
 			}
 		}
-		// Each identity header is either set or removed: the client's own never passes.
-		all := append(slices.Collect(maps.Keys(set)), ok.GetHeadersToRemove()...)
-		for _, name := range gateway.Identity() {
-			if !slices.Contains(all, strings.ToLower(name)) {
-				t.Errorf("the client's own %s passes", name)
-			}
+		if len(headers) != 5 {
+			t.Errorf("%s: more than who it is goes to the upstream: %v", name, headers)
 		}
-		if got := response.GetDynamicMetadata().GetFields()["organization_id"].GetStringValue(); got != "o1" {
-			t.Errorf("metadata says %q", got)
+		if removed := got.GetOkResponse().HeadersToRemove; len(removed) != 0 {
+			t.Errorf("%s: removes %q", name, removed)
+		}
+		m := got.DynamicMetadata.AsMap()
+		if m["key_id"] != "key-1" || m["organization_id"] != "organization-1" || m["source"] != "l1" || m["position"] != receipt || m["stale"] != false ||
+			len(m["permissions"].(map[string]any)["invoices"].([]any)) != 2 {
+			t.Errorf("%s: metadata %v", name, m)
 		}
 	}
 }
 
-func TestCheck_RefusesAsOverHTTP(t *testing.T) {
-	d := &desk{}
-	client := serve(t, d)
-	good := map[string]string{"authorization": "Bearer good"}
+// What a client says of who it is reaches no upstream: replaced where we say it,
+// removed where we do not. Envoy removes after it sets, so nothing is in both.
+func TestCheck_NoIdentityOfTheClientsGoesOn(t *testing.T) {
+	client := dial(t, newServer(t, newKnown()))
+	sent := []string{"x_authfence_key_id", "forged", "x-authfence-anything", "forged", "x-request-id", "1"}
+	for _, name := range gateway.Identity() {
+		sent = append(sent, strings.ToLower(name), "forged")
+	}
+	for name, r := range map[string]*auth.CheckRequest{
+		"map":  checkOf(nil, append(sent, "authorization", "Bearer good")...),
+		"list": rawCheckOf(append(slices.Concat(sent, sent), "authorization", "Bearer good")...), // each of them twice
+	} {
+		got := check(t, client, r).GetOkResponse()
+		set := headersOf(t, got.GetHeaders())
+		for i := 0; i < len(sent); i += 2 {
+			_, replaced := set[sent[i]]
+			removed := slices.Contains(got.GetHeadersToRemove(), sent[i])
+			if ours := strings.Contains(sent[i], "authfence"); (replaced || removed) != ours || (replaced && removed) {
+				t.Errorf("%s: %s: replaced %t, removed %t", name, sent[i], replaced, removed)
+			}
+		}
+	}
+}
+
+func TestCheck_RefusesAsTheHTTPFaceDoes(t *testing.T) {
+	client := dial(t, newServer(t, newKnown()))
+	invoices := func(action string) map[string]string {
+		return map[string]string{"resource": "invoices", "action": action}
+	}
+	bearer := []string{"authorization", "Bearer good"}
 	for name, c := range map[string]struct {
-		headers, extensions map[string]string
-		err                 error
-		status              int
-		code                codes.Code
-		header, value       string
+		r      *auth.CheckRequest
+		code   codes.Code
+		status int
+		header string // that must be there
 	}{
-		"unknown":       {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrUnknown, 401, codes.Unauthenticated, "www-authenticate", `Bearer realm="api", error="invalid_token"`},
-		"revoked":       {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrRevoked, 401, codes.Unauthenticated, "www-authenticate", `Bearer realm="api", error="invalid_token"`},
-		"no token":      {nil, nil, nil, 401, codes.Unauthenticated, "www-authenticate", `Bearer realm="api"`},
-		"two joined":    {map[string]string{"authorization": "Bearer good,Bearer good"}, nil, nil, 401, codes.Unauthenticated, "cache-control", "no-store"},
-		"suspended":     {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrSuspended, 403, codes.PermissionDenied, "cache-control", "no-store"},
-		"no grant":      {good, map[string]string{"resource": "invoices", "action": "write"}, nil, 403, codes.PermissionDenied, "content-type", "application/json"},
-		"a misspelling": {good, map[string]string{"resorce": "invoices", "acton": "write"}, nil, 400, codes.InvalidArgument, "cache-control", "no-store"},
-		"half a grant":  {good, map[string]string{"resource": "invoices"}, nil, 400, codes.InvalidArgument, "cache-control", "no-store"},
-		"unavailable":   {map[string]string{"authorization": "Bearer other"}, nil, authlib.ErrUnavailable, 503, codes.Unavailable, "retry-after", "1"},
-		"other failure": {map[string]string{"authorization": "Bearer other"}, nil, errors.New("odd"), 503, codes.Unavailable, "retry-after", "1"},
+		"no token":            {checkOf(nil), codes.Unauthenticated, 401, "www-authenticate"},
+		"nothing at all":      {&auth.CheckRequest{}, codes.Unauthenticated, 401, "www-authenticate"},
+		"unknown":             {checkOf(nil, "authorization", "Bearer nobody"), codes.Unauthenticated, 401, "www-authenticate"},
+		"revoked":             {checkOf(nil, "authorization", "Bearer revoked"), codes.Unauthenticated, 401, "www-authenticate"},
+		"two tokens, joined":  {checkOf(nil, "authorization", "Bearer good,Bearer good"), codes.Unauthenticated, 401, "www-authenticate"},
+		"two tokens, raw":     {rawCheckOf("authorization", "Bearer good", "authorization", "Bearer good"), codes.Unauthenticated, 401, "www-authenticate"},
+		"two headers":         {checkOf(nil, "authorization", "Bearer good", "x-api-key", "good"), codes.Unauthenticated, 401, "www-authenticate"},
+		"bytes of any kind":   {rawCheckOf("authorization", "Bearer \xff\x00"), codes.Unauthenticated, 401, "www-authenticate"},
+		"suspended":           {checkOf(nil, "authorization", "Bearer suspended"), codes.PermissionDenied, 403, "cache-control"},
+		"not granted":         {checkOf(invoices("delete"), bearer...), codes.PermissionDenied, 403, "www-authenticate"},
+		"the client's demand": {checkOf(invoices("read"), append(bearer, "x-authfence-resource", "plans", "x-authfence-action", "write")...), codes.PermissionDenied, 403, "www-authenticate"},
+		"unpaired":            {checkOf(map[string]string{"resource": "invoices"}, bearer...), codes.InvalidArgument, 400, "cache-control"},
+		"misspelt":            {checkOf(map[string]string{"resorce": "invoices", "acton": "delete"}, bearer...), codes.InvalidArgument, 400, "cache-control"},
+		"usage: no":           {checkOf(map[string]string{"usage": "no"}, bearer...), codes.InvalidArgument, 400, "cache-control"},
+		"bypass: maybe":       {checkOf(map[string]string{"bypass": "maybe"}, bearer...), codes.InvalidArgument, 400, "cache-control"},
+		"at_least: yesterday": {checkOf(map[string]string{"at_least": "yesterday"}, bearer...), codes.InvalidArgument, 400, "cache-control"},
+		"nothing known":       {checkOf(nil, "authorization", "Bearer out"), codes.Unavailable, 503, "retry-after"},
 	} {
-		d.err = c.err
-		response := check(t, client, request(c.headers, c.extensions))
-		denied := response.GetDeniedResponse()
-		if response.GetStatus().GetCode() != int32(c.code) || int(denied.GetStatus().GetCode()) != c.status {
-			t.Errorf("%s: %v", name, response)
+		got := check(t, client, c.r)
+		answer := got.GetDeniedResponse()
+		headers := headersOf(t, answer.GetHeaders())
+		if got.Status.Code != int32(c.code) || int(answer.GetStatus().GetCode()) != c.status || headers[c.header] == "" || headers["cache-control"] != "no-store" {
+			t.Errorf("%s: %v", name, got)
 		}
-		if got := values(denied.GetHeaders())[c.header]; got != c.value {
-			t.Errorf("%s: %s is %q, want %q", name, c.header, got, c.value)
-		}
-		if !strings.HasPrefix(denied.GetBody(), `{"error":`) {
-			t.Errorf("%s: body %q", name, denied.GetBody())
+		if !strings.HasPrefix(answer.GetBody(), `{"error":`) || strings.Contains(got.String(), "acton") {
+			t.Errorf("%s: body %s", name, answer.GetBody())
 		}
 	}
-	// With the grant it passes.
-	if check(t, client, request(good, map[string]string{"resource": "invoices", "action": "read"})).GetOkResponse() == nil {
-		t.Error("a grant that is there is refused")
+	if got := check(t, client, checkOf(invoices("write"), bearer...)); got.GetOkResponse() == nil {
+		t.Errorf("granted: %v", got)
+	}
+	if got := headersOf(t, check(t, client, checkOf(nil, "authorization", "Bearer nobody")).GetDeniedResponse().GetHeaders())["www-authenticate"]; got != `Bearer realm="api", error="invalid_token"` {
+		t.Errorf("www-authenticate: %s", got)
 	}
 }
 
-func TestCheck_SeesAHeaderThatIsThereTwice(t *testing.T) {
-	client := serve(t, &desk{})
-	r := request(nil, nil)
-	r.Attributes.Request.Http.HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
-		{Key: "authorization", RawValue: []byte("Bearer good")}, {Key: "authorization", RawValue: []byte("Bearer other")},
-	}}
-	if got := check(t, client, r).GetDeniedResponse().GetStatus().GetCode(); got != 401 {
-		t.Errorf("two tokens: %v", got)
-	}
-	r.Attributes.Request.Http.HeaderMap.Headers = r.Attributes.Request.Http.HeaderMap.Headers[:1]
-	if check(t, client, r).GetOkResponse() == nil {
-		t.Error("one raw token is refused")
-	}
-}
-
-func TestCheck_BypassesTheCacheWhereTheRouteSaysSo(t *testing.T) {
-	d := &desk{}
-	client := serve(t, d)
-	for value, want := range map[string]bool{"true": true, "": false, "false": false} {
-		check(t, client, request(map[string]string{"authorization": "Bearer good"}, map[string]string{"bypass": value}))
-		if d.demanded.Bypass != want {
-			t.Errorf("bypass %q: %t", value, d.demanded.Bypass)
-		}
-	}
-}
-
-// read is a file of deploy/envoy as Envoy's own types take it, strictly, with what they would refuse.
-func read(t *testing.T, file string) (*bootstrapv3.Bootstrap, *managerv3.HttpConnectionManager, *extauthzv3.ExtAuthz) {
-	t.Helper()
-	text, err := os.ReadFile("../../deploy/envoy/" + file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	asJSON, err := yaml.YAMLToJSON(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var bootstrap bootstrapv3.Bootstrap
-	if err := protojson.Unmarshal(asJSON, &bootstrap); err != nil {
-		t.Fatal(err)
-	}
-	var manager managerv3.HttpConnectionManager
-	if err := bootstrap.GetStaticResources().GetListeners()[0].GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(&manager); err != nil {
-		t.Fatal(err)
-	}
-	var filter extauthzv3.ExtAuthz
-	for _, f := range manager.GetHttpFilters() {
-		if f.GetName() == "envoy.filters.http.ext_authz" {
-			err = f.GetTypedConfig().UnmarshalTo(&filter)
-		}
-	}
-	if err := errors.Join(err, bootstrap.ValidateAll(), manager.ValidateAll(), filter.ValidateAll()); err != nil {
-		t.Fatal(err)
-	}
-	return &bootstrap, &manager, &filter
-}
-
-// There is no Envoy to be had here. Its own types read the files, and what must be so is so.
-func TestEnvoyFiles_AreWhatEnvoyReads(t *testing.T) {
-	for _, file := range []string{"envoy-grpc.yaml", "envoy-http.yaml"} {
-		bootstrap, manager, filter := read(t, file)
-		if filter.GetFailureModeAllow() {
-			t.Errorf("%s lets requests pass that nobody judged", file)
-		}
-		cluster := filter.GetGrpcService().GetEnvoyGrpc().GetClusterName()
-		if over := filter.GetHttpService(); over != nil {
-			cluster = over.GetServerUri().GetCluster()
-			if over.GetPathPrefix() != "/v1/ext_authz" {
-				t.Errorf("%s asks at %s", file, over.GetPathPrefix())
-			}
-		} else if !filter.GetEncodeRawHeaders() {
-			t.Errorf("%s: a header that is there twice is seen once", file)
-		}
-		if !slices.ContainsFunc(bootstrap.GetStaticResources().GetClusters(), func(c *clusterv3.Cluster) bool { return c.GetName() == cluster }) {
-			t.Errorf("%s: there is no cluster %q", file, cluster)
-		}
-		cleared := make(map[string]bool) // before the filter, on every route
-		if first := manager.GetHttpFilters()[0]; first.GetName() == "envoy.filters.http.header_mutation" {
-			var mutation mutationv3.HeaderMutation
-			if err := errors.Join(first.GetTypedConfig().UnmarshalTo(&mutation), mutation.ValidateAll()); err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range mutation.GetMutations().GetRequestMutations() {
-				cleared[m.GetRemove()] = true
-			}
-		}
-		for _, route := range manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes() {
-			var per extauthzv3.ExtAuthzPerRoute
-			if config := route.GetTypedPerFilterConfig()["envoy.filters.http.ext_authz"]; config != nil {
-				if err := errors.Join(config.UnmarshalTo(&per), per.ValidateAll()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			// Over gRPC the answer itself removes them, where there is one.
-			judged := !per.GetDisabled() && filter.GetGrpcService() != nil
-			for _, name := range gateway.Identity() {
-				name = strings.ToLower(name)
-				if !judged && !cleared[name] && !slices.Contains(route.GetRequestHeadersToRemove(), name) {
-					t.Errorf("%s: %v lets the client's own %s pass", file, route.GetMatch(), name)
-				}
-			}
-		}
-	}
-}
-
-func FuzzCheck(f *testing.F) {
-	face, err := gateway.New(gateway.Config{Authenticator: &desk{err: authlib.ErrUnknown}, Header: "X-Api-Key"})
-	if err != nil {
-		f.Fatal(err)
-	}
-	server := extauthz.New(face)
-	f.Add("authorization", "Bearer good", "resource", "invoices")
-	f.Add("x-api-key", "other", "bypass", "true")
-	f.Add("x-authfence-at-least", "b1946ac92492d234/7-42", "action", "")
-	f.Fuzz(func(t *testing.T, name, value, key, extension string) {
-		response, err := server.Check(t.Context(), request(map[string]string{name: value}, map[string]string{key: extension}))
+func TestCheck_TheRouteDemandsAndTheClientMayDemandMore(t *testing.T) {
+	k := newKnown()
+	client := dial(t, newServer(t, k))
+	mark := func(text string) event.Mark {
+		m, err := event.ParseMark(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (response.GetOkResponse() == nil) == (response.GetDeniedResponse() == nil) {
-			t.Fatalf("neither allowed nor denied: %v", response)
+		return m
+	}
+	const later, elsewhere = "b1946ac92492d234/7-43", "a1946ac92492d234/9-1"
+	for name, c := range map[string]struct {
+		extensions map[string]string
+		header     string
+		want       authlib.Request
+	}{
+		"nothing":                {nil, "", authlib.Request{}},
+		"bypass":                 {map[string]string{"bypass": "true"}, "", authlib.Request{Bypass: true}},
+		"no use":                 {map[string]string{"usage": "off"}, "", authlib.Request{NoUsage: true}},
+		"a use":                  {map[string]string{"usage": "on"}, "", authlib.Request{}},
+		"no bypass":              {map[string]string{"bypass": "false"}, "", authlib.Request{}},
+		"the route":              {map[string]string{"at_least": receipt}, "", authlib.Request{AtLeast: mark(receipt)}},
+		"the client":             {nil, later, authlib.Request{AtLeast: mark(later)}},
+		"the client more":        {map[string]string{"at_least": receipt}, later, authlib.Request{AtLeast: mark(later)}},
+		"the client less":        {map[string]string{"at_least": later}, receipt, authlib.Request{AtLeast: mark(later)}},
+		"of two epochs: both of": {map[string]string{"at_least": receipt}, elsewhere, authlib.Request{AtLeast: mark(elsewhere), Bypass: true}},
+	} {
+		headers := []string{"authorization", "Bearer good"}
+		if c.header != "" {
+			headers = append(headers, "x-authfence-at-least", c.header)
 		}
-		if response.GetOkResponse() != nil && !strings.Contains(value, "good") {
-			t.Fatalf("%q: %q passes", name, value)
+		if got := check(t, client, checkOf(c.extensions, headers...)); got.GetOkResponse() == nil {
+			t.Errorf("%s: %v", name, got)
 		}
-	})
+		if got := <-k.demands; got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
 }
 
-func TestCheck_CountsAsAUseUnlessTheRouteSaysNot(t *testing.T) {
-	d := &desk{}
-	client := serve(t, d)
-	for value, want := range map[string]bool{"off": true, "": false, "on": false} {
-		// A client's header has no say.
-		check(t, client, request(map[string]string{"authorization": "Bearer good", "x-authfence-usage": "off"}, map[string]string{"usage": value}))
-		if d.demanded.NoUsage != want {
-			t.Errorf("usage %q: %t", value, d.demanded.NoUsage)
+// Envoy makes a 403 of a deadline; a client is to know that it may try again.
+func TestCheck_AnswersUnavailableBeforeTheDeadline(t *testing.T) {
+	client := dial(t, newServer(t, newKnown()))
+	var got *auth.CheckResponse
+	eventually := func() error { // a machine may stand still for longer than the way back takes
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		var err error
+		got, err = client.Check(ctx, checkOf(nil, "authorization", "Bearer slow"))
+		return err
+	}
+	for end := time.Now().Add(patience); eventually() != nil; {
+		if time.Now().After(end) {
+			t.Fatal("the deadline always came first")
 		}
+	}
+	if got.GetDeniedResponse().GetStatus().GetCode() != 503 || headersOf(t, got.GetDeniedResponse().GetHeaders())["retry-after"] == "" {
+		t.Errorf("%v", got)
 	}
 }
