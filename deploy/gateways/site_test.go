@@ -4,6 +4,7 @@
 package gateways
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -54,8 +55,13 @@ type site struct {
 type saw struct {
 	Node     string
 	Path     string
-	Identity map[string][]string
+	Identity map[string][]string // every header that somebody might read as one of ours, as it is spelt
 	Body     string
+}
+
+// ours is a header's name as CGI, WSGI and Rack read it, and as PHP does, to which a dot is an underscore too.
+func ours(name string) string {
+	return http.CanonicalHeaderKey(strings.NewReplacer("_", "-", ".", "-").Replace(name))
 }
 
 func newSite(t testing.TB) *site {
@@ -104,7 +110,7 @@ func newSite(t testing.TB) *site {
 			body, _ := io.ReadAll(r.Body)
 			told := saw{Node: name, Path: r.URL.Path, Identity: map[string][]string{}, Body: string(body)}
 			for header, values := range r.Header {
-				if strings.Contains(strings.ReplaceAll(strings.ToLower(header), "_", "-"), "x-authfence") {
+				if strings.HasPrefix(ours(header), "X-Authfence-") {
 					told.Identity[header] = values
 				}
 			}
@@ -130,6 +136,9 @@ func (s *site) startSidecar(handler http.Handler) {
 		s.t.Fatal(err)
 	}
 	s.sidecar = &http.Server{Handler: handler}
+	if in, ok := handler.(*standIn); ok {
+		s.sidecar.ConnState = in.connected
+	}
 	go func(server *http.Server) { _ = server.Serve(socket) }(s.sidecar)
 }
 
@@ -227,7 +236,11 @@ func (s *site) try(method, path string, headers ...string) (answer, error) {
 	if _, err := io.WriteString(conn, text+"\r\n"+body); err != nil {
 		return answer{}, err
 	}
-	response, err := http.ReadResponse(newReader(conn), nil)
+	return read(newReader(conn), path)
+}
+
+func read(in *bufio.Reader, path string) (answer, error) {
+	response, err := http.ReadResponse(in, nil)
 	if err != nil {
 		return answer{}, err
 	}
