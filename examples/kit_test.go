@@ -3,7 +3,6 @@
 package examples_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -15,34 +14,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/authfence/authfence/event"
-	"github.com/authfence/authfence/internal/mutant"
 	"github.com/authfence/authfence/internal/testenv"
 	"github.com/authfence/authfence/internal/testenv/machine"
 	"github.com/authfence/authfence/migrations"
 	"github.com/authfence/authfence/watch"
 )
 
-// binary is authfence, built once.
-var binary struct {
-	sync.Once
-	dir string
-	err error
-}
-
-func TestMain(m *testing.M) {
-	code := testenv.Main(m)
-	if binary.dir != "" {
-		_ = os.RemoveAll(binary.dir)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 // patience ends a hang; no test measures it.
 const patience = time.Minute
@@ -97,15 +81,7 @@ func newSystem(tb testing.TB) *system {
 
 func (s *system) authfence(args ...string) *process {
 	s.tb.Helper()
-	binary.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "authfence-"); binary.err == nil {
-			binary.err = mutant.Build{}.Run(s.ctx, binary.dir, "./cmd/authfence")
-		}
-	})
-	if binary.err != nil {
-		s.tb.Fatal(binary.err)
-	}
-	cmd := exec.Command(filepath.Join(binary.dir, "authfence"), append(args, "--health=")...)
+	cmd := exec.Command(testenv.Program(s.tb, "./cmd/authfence"), append(args, "--health=")...)
 	cmd.Env = s.env
 	return start(s.tb, cmd)
 }
@@ -161,28 +137,17 @@ func (s *system) exec(sql string, arguments ...any) {
 // process is a child with what it said.
 type process struct {
 	*testenv.Child
-	mu  sync.Mutex
-	out bytes.Buffer
+	out testenv.Output
 }
 
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.Write(b)
-}
-
-func (p *process) said() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.String()
-}
+func (p *process) said() string { return p.out.String() }
 
 // start runs a command until the test ends, and shows what it said if the test
 // failed.
 func start(tb testing.TB, cmd *exec.Cmd) *process {
 	tb.Helper()
 	p := &process{}
-	cmd.Stdout, cmd.Stderr = p, p
+	cmd.Stdout, cmd.Stderr = &p.out, &p.out
 	var err error
 	if p.Child, err = testenv.StartChild(cmd); err != nil {
 		tb.Fatal(err)

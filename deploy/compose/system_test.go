@@ -1,15 +1,12 @@
 package compose_test
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,9 +14,6 @@ import (
 
 	"github.com/authfence/authfence/internal/testenv"
 )
-
-// buildFlags are those of this test, so that its compiled packages are used again.
-var buildFlags = []string{"build"}
 
 // patience only ends a hang.
 const patience = 60 * time.Second
@@ -34,12 +28,8 @@ type system struct {
 }
 
 func newSystem(t *testing.T) *system {
-	s := &system{t: t, file: readCompose(t), binaries: t.TempDir(), database: testenv.Database(t)}
-	build := exec.CommandContext(t.Context(), "go", append(buildFlags, "-o", s.binaries, "./cmd/authfence", "./examples/orders")...)
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	s := &system{t: t, file: readCompose(t), binaries: filepath.Dir(testenv.Program(t, "./cmd/authfence")), database: testenv.Database(t)}
+	testenv.Program(t, "./examples/orders")
 	s.replace = strings.NewReplacer(
 		"postgres://authfence:authfence@postgres:5432/authfence?sslmode=disable", s.database,
 		"nats://nats:4222", testenv.NATS(t, testenv.NATSOptions{}).URL(),
@@ -78,7 +68,7 @@ func (s *system) start(name string) string {
 	s.t.Helper()
 	address := freeAddress(s.t)
 	cmd := s.command(name, address)
-	var log logBuffer
+	var log testenv.Output
 	cmd.Stdout, cmd.Stderr = &log, &log
 	child, err := testenv.StartChild(cmd)
 	if err != nil {
@@ -189,22 +179,4 @@ func freeAddress(t *testing.T) string {
 	}
 	defer listener.Close()
 	return listener.Addr().String()
-}
-
-// logBuffer is what a service wrote.
-type logBuffer struct {
-	mu     sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buffer.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return fmt.Sprintf("its log:\n%s", l.buffer.String())
 }

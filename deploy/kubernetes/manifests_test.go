@@ -5,7 +5,6 @@ package kubernetes_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -16,20 +15,7 @@ import (
 	"github.com/authfence/authfence/internal/testenv"
 )
 
-// programs is where the command is built.
-var programs string
-
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if programs, err = os.MkdirTemp("", "authfence-kubernetes-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(programs)
-	return testenv.Main(m)
-}
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 // object is what is read here of a Job, a Deployment or a DaemonSet.
 type object struct {

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,22 +24,8 @@ import (
 	"github.com/authfence/authfence/internal/testenv"
 )
 
-// buildFlags are those of this test, so that its compiled packages are used again.
-var buildFlags = []string{"build"}
-
 // patience only ends a hang.
 const patience = 60 * time.Second
-
-// build compiles the program once, into the directory that TestMain removes.
-var build = sync.OnceValues(func() (binary string, err error) {
-	binary = filepath.Join(programs, "authfence")
-	cmd := exec.Command("go", append(buildFlags, "-o", binary, "./cmd/authfence")...)
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return binary, nil
-})
 
 // site is the cluster that the manifests are for.
 type site struct {
@@ -57,11 +41,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	binary, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &site{t: t, binary: binary, database: testenv.Database(t), pods: map[string]object{
+	s := &site{t: t, binary: testenv.Program(t, "./cmd/authfence"), database: testenv.Database(t), pods: map[string]object{
 		"migrate": read(t, "install.yaml", "Job"), "listener": read(t, "install.yaml", "Deployment"),
 		"daemonset": read(t, "install.yaml", "DaemonSet"), "sidecar": read(t, "service.yaml", "Deployment"),
 	}}

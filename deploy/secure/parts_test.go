@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -47,30 +46,12 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// logBuffer is what a process wrote.
-type logBuffer struct {
-	mu     sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buffer.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buffer.String()
-}
-
 // process is a running authfence.
 type process struct {
 	name  string
 	child *testenv.Child
-	out   logBuffer // stdout: the health address
-	log   logBuffer
+	out   testenv.Output // stdout: the health address
+	log   testenv.Output
 }
 
 // run starts a subcommand that answers for its health, and waits until it is ready.

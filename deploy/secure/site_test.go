@@ -30,9 +30,6 @@ import (
 
 const root = "../../"
 
-// buildFlags are those of this test, so that its compiled packages are used again.
-var buildFlags = []string{"build"}
-
 // patience only ends a hang.
 const patience = 60 * time.Second
 
@@ -94,11 +91,8 @@ func (s *site) start(ctx context.Context) (err error) {
 	if s.dir, err = os.MkdirTemp("", "authfence-secure-"); err != nil {
 		return err
 	}
-	s.binary = filepath.Join(s.dir, "authfence")
-	build := exec.CommandContext(ctx, "go", append(buildFlags, "-o", s.binary, "./cmd/authfence")...)
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build: %w\n%s", err, out)
+	if s.binary, err = testenv.BuildProgram(ctx, "./cmd/authfence"); err != nil {
+		return err
 	}
 	if s.authority, err = newAuthority(s.dir, "authfence test"); err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net"
@@ -16,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,31 +25,8 @@ import (
 	"github.com/authfence/authfence/internal/testenv"
 )
 
-// buildFlags are those of this test, so that its compiled packages are used again.
-var buildFlags = []string{"build"}
-
 // patience only ends a hang.
 const patience = 60 * time.Second
-
-// build compiles the program once, into the directory that TestMain removes.
-var build = sync.OnceValues(func() (binary string, err error) {
-	binary = filepath.Join(programs, "authfence")
-	cmd := exec.Command("go", append(buildFlags, "-o", binary, "./cmd/authfence")...)
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return binary, nil
-})
-
-func authfence(t *testing.T) string {
-	t.Helper()
-	binary, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return binary
-}
 
 // environment is what Environment= says.
 func (s service) environment() map[string]string {
@@ -133,7 +108,7 @@ func (m *machine) start(name, example string) *testenv.Child {
 	if argv[0] != program {
 		t.Fatalf("%s starts %s", name, argv[0])
 	}
-	cmd := exec.Command(authfence(t), argv[1:]...) // no context: it is to be told to stop
+	cmd := exec.Command(testenv.Program(t, "./cmd/authfence"), argv[1:]...) // no context: it is to be told to stop
 	cmd.Dir = t.TempDir()
 	cmd.Env = []string{"NOTIFY_SOCKET=" + manager.LocalAddr().String()}
 	for key, value := range mergeEnvironment(s.environment(), readEnvironment(t, example), m.settings) {
@@ -197,7 +172,7 @@ func TestUnits_ServeFromTheirCredentials(t *testing.T) {
 	const password = "a-password-of-redis"
 	redis := testenv.OwnRedis(t, testenv.RedisOptions{Args: []string{"--user", "authfence-node", "on", ">" + password, "~*", "&*", "+@all"}})
 	database := testenv.Database(t)
-	migrate := exec.CommandContext(t.Context(), authfence(t), "migrate", "up", "--reference-schema", "--postgres-url="+database)
+	migrate := exec.CommandContext(t.Context(), testenv.Program(t, "./cmd/authfence"), "migrate", "up", "--reference-schema", "--postgres-url="+database)
 	migrate.Dir = t.TempDir()
 	if out, err := migrate.CombinedOutput(); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, out)

@@ -4,7 +4,6 @@ package systemd_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,20 +23,7 @@ const (
 	program    = "/usr/local/bin/authfence"
 )
 
-// programs is where the command is built.
-var programs string
-
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if programs, err = os.MkdirTemp("", "authfence-systemd-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(programs)
-	return testenv.Main(m)
-}
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 // service is the section [Service] of a unit.
 type service map[string][]string
@@ -147,7 +133,7 @@ func TestUnits_StopAndRestartAsTheCommandDoes(t *testing.T) {
 
 // Every variable is one that the command knows: another would be ignored without a word.
 func TestUnits_SetWhatTheCommandKnows(t *testing.T) {
-	binary := authfence(t)
+	binary := testenv.Program(t, "./cmd/authfence")
 	for name, example := range map[string]string{listen: "listen.env.example", invalidate: "invalidate.env.example"} {
 		s := readUnit(t, name)
 		argv := strings.Fields(s.one(t, "ExecStart"))

@@ -34,14 +34,17 @@ var shared struct {
 	databases atomic.Int64
 }
 
-// Main is what a package's TestMain calls: os.Exit(testenv.Main(m)). It runs the tests, stops the shared server, and
-// fails when a goroutine is left over.
+// Main is what a package's TestMain calls: os.Exit(testenv.Main(m)). It runs the tests, stops the shared server, removes
+// the programs that were built, and fails when a goroutine is left over.
 func Main(m interface{ Run() int }) int {
 	code := m.Run()
 	if shared.server != nil {
 		if err := shared.server.Close(); err != nil {
 			code = complain("stop the shared postgres", err)
 		}
+	}
+	if err := removePrograms(); err != nil {
+		code = complain("remove built programs", err)
 	}
 	if code != 0 {
 		return code // goroutines of a failed test would only bury its message
