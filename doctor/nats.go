@@ -51,6 +51,8 @@ func (e *examination) nats(ctx context.Context, p *part) {
 		}
 	}
 	p.check(ctx, "listener.lease", func(ctx context.Context, c *checker) error { return e.checkLease(ctx, c) })
+	// Last: what a login may not ask, the connection remembers, and the others go by that.
+	p.check(ctx, "nats.processes", func(ctx context.Context, c *checker) error { return e.checkProcesses(ctx, c) })
 }
 
 // awaitNATS waits for a connection that may still be trying.
