@@ -213,7 +213,7 @@ func (p plan) script(replaces bool) []string {
 	rows, rowsOf := p.rows(), of.rows() // of four statements, the second makes the trigger for updates
 	relevant := make([]string, len(p.relevant))
 	for i, column := range p.relevant {
-		relevant[i] = literal(column)
+		relevant[i] = watch.Literal(column)
 	}
 	ours := fmt.Sprintf("kind = '%s'", p.kind)
 	statements := slices.Concat(p.functions(), []string{
@@ -221,7 +221,7 @@ func (p plan) script(replaces bool) []string {
 VALUES ('%[1]s', %[2]s, %[3]s, ARRAY[%[4]s], authfence.function_hash('%[1]s'), %[5]s)
 ON CONFLICT (kind) DO UPDATE SET schema_name = excluded.schema_name, table_name = excluded.table_name,
     relevant = excluded.relevant, functions = excluded.functions, mapping = excluded.mapping, installed_at = now()`,
-			p.kind, literal(p.name.Schema), literal(p.name.Table), strings.Join(relevant, ", "), literal(p.mapping)),
+			p.kind, watch.Literal(p.name.Schema), watch.Literal(p.name.Table), strings.Join(relevant, ", "), watch.Literal(p.mapping)),
 		rows[0],
 		// A BEFORE trigger may change columns that no statement names.
 		fmt.Sprintf(`DO $authfence_do$ BEGIN
@@ -234,7 +234,7 @@ END $authfence_do$`, ours, rows[1], rowsOf[1]),
 	}, rows[2:], p.truncate(p.values.Table))
 	for _, statement := range p.truncate("%s") {
 		statements = append(statements, executeEach(fmt.Sprintf(`SELECT pg_catalog.format(%s, r.oid::pg_catalog.regclass)
-FROM authfence.watched_relations() r WHERE r.%s AND r.is_partition`, literal(statement), ours)))
+FROM authfence.watched_relations() r WHERE r.%s AND r.is_partition`, watch.Literal(statement), ours)))
 	}
 	if replaces {
 		statements = append(statements, executeEach(dropTriggers(p.kind, fmt.Sprintf(
@@ -259,15 +259,6 @@ LOOP
     EXECUTE statement;
 END LOOP;
 END $authfence_do$`
-}
-
-// literal quotes a string constant; names may hold any sign.
-func literal(text string) string {
-	quoted := strings.ReplaceAll(text, `'`, `''`)
-	if strings.Contains(text, `\`) {
-		return `E'` + strings.ReplaceAll(quoted, `\`, `\\`) + `'`
-	}
-	return `'` + quoted + `'`
 }
 
 // scriptWriter writes statements, with goose's annotations if it is for goose.

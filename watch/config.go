@@ -77,7 +77,7 @@ type Table struct {
 
 // Condition is about one column of a row.
 type Condition struct {
-	// Column is boolean, or an array of text, varchar or an enum.
+	// Column is boolean, or an array of text or varchar.
 	Column string `yaml:"column"`
 	// Contains is what the array must hold; for a boolean, which must be true, it is empty. NULL never holds.
 	Contains string `yaml:"contains"`

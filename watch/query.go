@@ -157,7 +157,7 @@ func (c *Catalog) unrestricted(alias string) string {
 	case c.Organization.Columns[when.Column].Type == "bool":
 		return column + " IS NOT TRUE"
 	}
-	return "(" + literal(when.Contains) + " = ANY (" + column + "::text[])) IS NOT TRUE"
+	return "(" + Literal(when.Contains) + " = ANY (" + column + "::text[])) IS NOT TRUE"
 }
 
 func optionalText(alias, column string) string {
@@ -179,7 +179,7 @@ func (r Relation) loaded(alias string, columns []string) string {
 		case "timestamp":
 			value = utc(value, value)
 		}
-		pairs[i] = literal(column) + ", " + value
+		pairs[i] = Literal(column) + ", " + value
 	}
 	return "pg_catalog.jsonb_build_object(" + strings.Join(pairs, ", ") + ")::text"
 }
@@ -196,8 +196,8 @@ func orderBy(terms []string) string {
 	return "ORDER BY " + strings.Join(terms, ", ") + " "
 }
 
-// literal quotes a string constant; column names may hold any sign.
-func literal(text string) string {
+// Literal is a string constant of SQL; names may hold any sign.
+func Literal(text string) string {
 	if strings.Contains(text, `\`) {
 		return ` E'` + strings.NewReplacer(`'`, `''`, `\`, `\\`).Replace(text) + `'`
 	}

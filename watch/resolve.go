@@ -244,7 +244,7 @@ func (c *Catalog) checkTypes(p *problems) {
 	}
 }
 
-// listTypes are the arrays that a condition may look into; enums are read as text, and so are their arrays.
+// listTypes are the arrays that a condition may look into.
 var listTypes = []string{"_text", "_varchar", "_bpchar", "_name"}
 
 func (c *Catalog) checkCondition(p *problems) {

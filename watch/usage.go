@@ -41,7 +41,7 @@ SELECT (SELECT pg_catalog.count(*) FROM written), ARRAY(SELECT id FROM due EXCEP
 func (c *Catalog) UsagePrivilegeQuery() string {
 	key := c.Config.APIKey
 	may := func(column, privilege string) string {
-		return fmt.Sprintf("pg_catalog.has_column_privilege(%s, %s, '%s')", literal(c.APIKey.Name.SQL()), literal(column), privilege)
+		return fmt.Sprintf("pg_catalog.has_column_privilege(%s, %s, '%s')", Literal(c.APIKey.Name.SQL()), Literal(column), privilege)
 	}
 	return "SELECT " + may(key.ID, "SELECT") + " AND " + may(key.LastUsedAt, "SELECT") + " AND " + may(key.LastUsedAt, "UPDATE")
 }
