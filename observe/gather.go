@@ -19,7 +19,7 @@ var errReply = errors.New("the reply subject is no inbox")
 const gathered = 1 << 16
 
 // Gather asks every process what it is at, and returns the answers that came
-// within wait: listeners first, each sort by name. A process that is down, cut
+// within wait: listeners first, then nodes, each by name. A process that is down, cut
 // off or stopped is not among them. No answer at all is not an error.
 func Gather(ctx context.Context, nc *nats.Conn, subjects event.Subjects, wait time.Duration) ([]event.StatusReply, error) {
 	answers := make(chan *nats.Msg, gathered)

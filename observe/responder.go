@@ -19,7 +19,7 @@ type Responder struct {
 	log      *slog.Logger
 }
 
-// NewResponder takes what describe says when it is asked, at most a few times a
+// NewResponder answers by what describe says, which is asked at most fifty times a
 // second. A nil logger discards.
 func NewResponder(nc *nats.Conn, subjects event.Subjects, describe func() event.StatusReply, log *slog.Logger) *Responder {
 	if log == nil {
