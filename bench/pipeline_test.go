@@ -52,7 +52,11 @@ func newPipeline(b *testing.B, nats func(*testing.B) string, nodes int, cfg list
 		b.Fatal(err)
 	}
 	p := &pipeline{url: server.URL("bench"), nats: nats(b)}
-	if err := migrations.Up(ctx, p.url, migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true}); err != nil {
+	mapping := watch.DefaultConfig()
+	if cfg.NotifyOff {
+		mapping.Notify = "off"
+	}
+	if err := migrations.Up(ctx, p.url, migrations.Options{Watch: mapping, ReferenceSchema: true}); err != nil {
 		b.Fatal(err)
 	}
 	var parts sync.WaitGroup

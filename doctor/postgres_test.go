@@ -160,6 +160,8 @@ func TestRoles_AreHeldAgainstLeastPrivilege(t *testing.T) {
 	listener := as(doctor.Listener)
 	listener.wants("roles.privileges", doctor.OK, "to be the listener")
 	listener.wants("schema.triggers", doctor.OK, "they stand")
+	exec(`REVOKE INSERT ON authfence.polling FROM authfence_listener`)
+	as(doctor.Listener).wants("roles.privileges", doctor.Warning, "may not write authfence.polling")
 	// What a listener has no grant for is a note, and the rest goes on.
 	listener.wants("schema.release", doctor.Note, "this role may not")
 	listener.wants("mapping.key_format", doctor.Note, "this role may not")

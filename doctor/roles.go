@@ -17,6 +17,7 @@ type abilities struct {
 	name              string
 	superuser         bool
 	listen, node, own bool
+	promise           bool     // that the change log is polled
 	write             bool     // rows of a watched table
 	secrets           []string // columns it may read that sound like secrets and are not mapped
 }
@@ -60,6 +61,13 @@ func (e *examination) ask(ctx context.Context, db querier, a *abilities) error {
 		JOIN pg_catalog.pg_class t ON t.relname = need.name AND t.relnamespace = pg_catalog.to_regnamespace('authfence'),
 		LATERAL pg_catalog.unnest(need.privileges::text[]) p
 		HAVING count(*) = 8`).Scan(&a.listen)
+	if err != nil && !noRows(err) {
+		return err
+	}
+	// A listener without it works, and writers notify under load too.
+	err = db.QueryRow(ctx, `SELECT pg_catalog.has_table_privilege(t.oid, 'SELECT') AND pg_catalog.has_table_privilege(t.oid, 'INSERT')
+			AND pg_catalog.has_table_privilege(t.oid, 'UPDATE')
+		FROM pg_catalog.pg_class t WHERE t.relname = 'polling' AND t.relnamespace = pg_catalog.to_regnamespace('authfence')`).Scan(&a.promise)
 	if err != nil && !noRows(err) {
 		return err
 	}
@@ -133,6 +141,10 @@ func (e *examination) tellAbilities(c *checker, a abilities) {
 	case a.write:
 		c.tell(Finding{Level: Warning, Found: fmt.Sprintf("%s may write the watched tables", a.name),
 			Why: "a " + string(e.As) + " never does: it could mint keys if it were taken over", Mend: "Connect as a login that is a member of authfence_" + string(e.As) + " only; see deploy/postgres/roles.sql."})
+	case e.As == Listener && !a.promise && e.Watch.Notifies():
+		c.tell(Finding{Level: Warning, Found: fmt.Sprintf("%s may not write authfence.polling", a.name),
+			Why: "NOTIFY does not step aside under load: writers of watched columns wait for its lock", Mend: "Grant what this release needs.",
+			Command: "authfence migrate up --roles"})
 	case e.As == Node && len(a.secrets) > 0:
 		c.tell(Finding{Level: Warning, Found: fmt.Sprintf("%s may read %s", a.name, strings.Join(a.secrets, ", ")),
 			Why: "a node reads the mapped columns only", Mend: "Connect as a login that is a member of authfence_node only; see deploy/postgres/roles.sql."})

@@ -217,9 +217,16 @@ func (s *session) notified(n *pgconn.Notification) {
 	switch n.Payload {
 	case "":
 		s.heard = true
+		s.told++
 	case s.probe:
 		s.probe = ""
 	}
+}
+
+func (s *session) takeNotified() int {
+	n := s.told
+	s.told = 0
+	return n
 }
 
 // wait waits for a notification, a ring of the bell (true), until or the end of

@@ -19,7 +19,8 @@ const (
 	sqlDelete = `DELETE FROM authfence.change WHERE ctid = ANY(ARRAY(SELECT ctid FROM authfence.change LIMIT %d))
 		RETURNING kind, ref, op, wide, at` // rows: those of a portion
 	sqlAdvance = `UPDATE authfence.relay SET n_term = $1, n = $2 WHERE term = $1`
-	sqlPeek    = `SELECT EXISTS (SELECT FROM authfence.change), EXISTS (SELECT FROM authfence.relay WHERE term = $1)`
+	sqlPeek    = `SELECT EXISTS (SELECT FROM authfence.change), EXISTS (SELECT FROM authfence.relay WHERE term = $1),
+		pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $2`
 )
 
 // portions is into how many statements the drain of a backlog is cut: the
@@ -79,17 +80,27 @@ func (t *term) drain(ctx context.Context, backlog bool) (drained, error) {
 	return d, hooks.call(ctx, hooks.afterCommit)
 }
 
-// commit stores the position, if it moved, and commits.
+// commit stores the position, if it moved, renews a promise that is due, and
+// commits.
 func (t *term) commit(ctx context.Context, moved bool) error {
 	round := t.s.conn.PgConn().StartPipeline(ctx)
 	if moved {
 		round.SendQueryStatement(t.s.advance, [][]byte{bigint(t.last.Term), bigint(t.last.N)}, binaryFormat, nil)
+	}
+	now := time.Now()
+	promises := t.aside.due(now)
+	if promises {
+		round.SendQueryStatement(t.s.promise, nil, nil, nil)
 	}
 	round.SendQueryStatement(t.s.commit, nil, nil, nil)
 	err := round.Sync()
 	var tag pgconn.CommandTag
 	if err == nil && moved {
 		_, err = execute(round)
+	}
+	if err == nil && promises {
+		_, err = execute(round)
+		t.aside.promised = now
 	}
 	if err == nil {
 		tag, err = execute(round)
@@ -168,16 +179,20 @@ func timestamp(b []byte) time.Time {
 }
 
 // peek looks, without a transaction id being spent, whether there is anything
-// to drain and whether this term still stands.
+// to drain and whether this term still stands; and ends the lingering when all
+// who relied on a promise have ended, by the same snapshot.
 func (t *term) peek(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.s.l.settings.SessionTimeout)
 	defer cancel()
-	var some, ours bool
-	if err := t.s.conn.QueryRow(ctx, sqlPeek, int64(t.number)).Scan(&some, &ours); err != nil {
+	var some, ours, ended bool
+	if err := t.s.conn.QueryRow(ctx, sqlPeek, int64(t.number), int64(t.aside.oldest)).Scan(&some, &ours, &ended); err != nil {
 		return false, explain("look at outbox", err)
 	}
 	if !ours {
 		return false, errDeposed
+	}
+	if ended && t.aside.stance == lingering {
+		t.aside.stance = hearing
 	}
 	return some, nil
 }

@@ -33,6 +33,7 @@ type term struct {
 	barriers    []*barrierAsk // the same
 	first       triggerCheck  // of the takeover
 	rounds      chan struct{} // one token a running round of barriers
+	aside       aside
 }
 
 // arrival is an ask as NATS delivered it.
@@ -60,6 +61,7 @@ func newTerm(s *session, found takeover) *term {
 		barrierAsks: make(chan arrival, maxBarrierAsks),
 		rounds:      make(chan struct{}, maxRounds),
 		budget:      messageBudget(s.l.nc.MaxPayload()),
+		aside:       newAside(s.promise != nil, s.l.settings.Gather, time.Now()),
 	}
 	if len(found.renewed) > 0 {
 		s.l.log.Info("a fresh epoch begins", "term", t.number, "epoch", t.epoch.String(), "changed", found.renewed)
@@ -95,11 +97,12 @@ func (t *term) lead(life, stop context.Context, group *sync.WaitGroup) error {
 	group.Go(func() { t.s.stream.keep(life, l) })
 	defer t.abandon()
 
-	pace := pace{gather: l.settings.Gather, poll: l.settings.PollInterval, backlog: true}
+	pace := pace{gather: l.settings.Gather, backlog: true}
 	check := time.Now().Add(l.settings.TriggerCheckInterval)
 	var away time.Time
 	defer context.AfterFunc(stop, t.s.bell.ring)()
 	for {
+		pace.tick = t.aside.tick(time.Now(), l.settings.PollInterval)
 		rung, err := t.s.wait(life, earlier(pace.due(time.Now()), check))
 		switch {
 		case stop.Err() != nil:
@@ -146,13 +149,19 @@ func (t *term) lead(life, stop context.Context, group *sync.WaitGroup) error {
 // round is one drain with what comes before and after it.
 func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) error {
 	t.takeWaiting()
-	if pace.idle() && len(t.asks) == 0 && len(t.barriers) == 0 {
+	if err := t.settle(ctx, time.Now()); err != nil {
+		return err
+	}
+	if pace.idle() && len(t.asks) == 0 && len(t.barriers) == 0 && !(t.aside.stance == polling && pace.busy) {
 		some, err := t.peek(ctx)
 		if err != nil {
 			return err
 		}
 		if !some {
-			pace.looked(time.Now())
+			now := time.Now()
+			pace.looked(now)
+			t.s.l.status.looked()
+			t.weigh(now, false)
 			return nil
 		}
 	}
@@ -164,12 +173,23 @@ func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) err
 	end := time.Now()
 	pace.drained(start, end, d)
 	t.s.l.status.drained(t.committed, d, end.Sub(start))
+	t.weigh(end, d.rows > 0)
 	if d.more {
 		return nil // rows may be left that were committed before the asks
 	}
 	t.answer(end)
 	t.startBarriers(ctx, end, group)
 	return t.raiseCeiling(ctx, end)
+}
+
+// weigh tells the aside of a look at the outbox.
+func (t *term) weigh(now time.Time, found bool) {
+	was := t.aside.stance
+	t.aside.judge(now, t.s.takeNotified(), found)
+	if is := t.aside.stance; is != was {
+		t.s.l.status.stepAside(is == polling)
+		t.s.l.log.Debug("notify steps aside", "polling", is == polling)
+	}
 }
 
 // takeWaiting takes every ask that has arrived. It is called right before a
@@ -200,7 +220,8 @@ func (t *term) selfCheck(ctx context.Context) error {
 // pace decides when to drain: at once when idle; under load once per gather
 // window, so that the commits of a busy writer share drains.
 type pace struct {
-	gather, poll time.Duration
+	gather time.Duration
+	tick   time.Duration // to the next look when nothing wakes
 
 	changed, asked, backlog bool // why the next drain is wanted
 
@@ -224,7 +245,7 @@ func (p *pace) due(now time.Time) time.Time {
 	case p.changed, p.asked:
 		return p.start.Add(p.gather)
 	}
-	return p.start.Add(p.poll)
+	return p.start.Add(p.tick)
 }
 
 func (p *pace) drained(start, end time.Time, d drained) {
@@ -232,7 +253,7 @@ func (p *pace) drained(start, end time.Time, d drained) {
 	p.changed, p.asked = false, false
 }
 
-func (p *pace) looked(now time.Time) { p.start = now }
+func (p *pace) looked(now time.Time) { p.start, p.busy = now, false }
 
 func earlier(a, b time.Time) time.Time {
 	if a.Before(b) {

@@ -25,7 +25,7 @@ func TestPace(t *testing.T) {
 		{"an ask gathers, a change does not wait for it", pace{asked: true, changed: true}, 2, 2},
 		{"a backlog: at once", pace{backlog: true, busy: true}, 1, 1},
 	} {
-		c.pace.gather, c.pace.poll, c.pace.start, c.pace.end = gather, poll, at(0), at(1)
+		c.pace.gather, c.pace.tick, c.pace.start, c.pace.end = gather, poll, at(0), at(1)
 		if due := c.pace.due(at(c.now)); !due.Equal(at(c.due)) {
 			t.Errorf("%s: due at %v, want %d ms", c.name, due.Sub(start), c.due)
 		}

@@ -23,6 +23,7 @@ type session struct {
 	statements
 	pooled bool   // the server's process is not who we were told at login
 	heard  bool   // a notification of changes arrived since the last drain began
+	told   int    // notifications of changes since they were last taken
 	probe  string // the payload by which listen proves the path; empty: it arrived
 	bell   bell   // rung by who wants a drain
 

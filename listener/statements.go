@@ -14,21 +14,34 @@ import (
 // cost a quarter of the round trip.
 type statements struct {
 	begin, lock, delete, advance, commit *pgconn.StatementDescription
+
+	promise *pgconn.StatementDescription // nil: the schema knows none, or writers notify nobody
 }
 
 func (s *session) prepareStatements(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.l.settings.SessionTimeout)
 	defer cancel()
-	for _, st := range []struct {
+	type statement struct {
 		into      **pgconn.StatementDescription
 		name, sql string
-	}{
+	}
+	all := []statement{
 		{&s.begin, "begin", "BEGIN"},
 		{&s.lock, "lock", sqlLock},
 		{&s.delete, "delete", fmt.Sprintf(sqlDelete, s.portion())},
 		{&s.advance, "advance", sqlAdvance},
 		{&s.commit, "commit", "COMMIT"},
-	} {
+	}
+	if !s.l.settings.NotifyOff {
+		var may bool
+		if err := s.conn.QueryRow(ctx, sqlMayPromise).Scan(&may); err != nil {
+			return explain("look for authfence.polling", err)
+		}
+		if may {
+			all = append(all, statement{&s.promise, "promise", sqlPromise})
+		}
+	}
+	for _, st := range all {
 		var err error
 		if *st.into, err = s.conn.PgConn().Prepare(ctx, "authfence_"+st.name, st.sql, nil); err != nil {
 			return explain("prepare "+st.name, err)

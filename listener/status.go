@@ -31,7 +31,9 @@ type Status struct {
 	NATSConnected bool
 	Notify        string // "listening", "off", "away"
 	Notifications uint64
+	Polling       bool // under load: writers were told that they need not notify
 
+	Looks         uint64 // at an outbox that was empty, without a drain
 	Drains        uint64
 	Changes       uint64 // outbox rows drained
 	Events        uint64
@@ -100,7 +102,7 @@ func (s *status) become(role Role) bool {
 	}
 	if role != RoleLeader {
 		s.term = nil
-		s.now.Term, s.now.Backlog, s.now.TriggerProblems, s.now.TriggerWarnings = 0, false, nil, nil
+		s.now.Term, s.now.Backlog, s.now.Polling, s.now.TriggerProblems, s.now.TriggerWarnings = 0, false, false, nil, nil
 	}
 	return changed
 }
@@ -130,6 +132,10 @@ func (s *status) problem(err error) {
 }
 
 func (s *status) notified() { s.update(func(now *Status) { now.Notifications++ }) }
+
+func (s *status) looked() { s.update(func(now *Status) { now.Looks++ }) }
+
+func (s *status) stepAside(polling bool) { s.update(func(now *Status) { now.Polling = polling }) }
 
 func (s *status) badAsk() { s.update(func(now *Status) { now.AsksBad++ }) }
 

@@ -97,6 +97,7 @@ func grants(config watch.Config, usage bool) ([]string, error) {
 		`GRANT SELECT, DELETE ON authfence.change TO authfence_listener`,
 		`GRANT SELECT, UPDATE ON authfence.relay TO authfence_listener`,
 		`GRANT SELECT, INSERT, DELETE ON authfence.incarnation TO authfence_listener`,
+		`GRANT SELECT, INSERT, UPDATE ON authfence.polling TO authfence_listener`,
 		`GRANT SELECT ON authfence.watched TO authfence_listener`,
 		`GRANT EXECUTE ON FUNCTION authfence.watched_relations(), authfence.function_hash(text), authfence.before_update_triggers(),
     authfence.trigger_check(), authfence.trigger_fingerprint() TO authfence_listener`,
