@@ -22,7 +22,7 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
 	if r.URL.RawQuery != "" {
 		query, err := url.ParseQuery(r.URL.RawQuery)
 		if err != nil {
-			g.refuse(w, r, &authlib.Refusal{Status: http.StatusBadRequest, Code: "invalid_request", Reason: "malformed query", Detail: "the query cannot be read"})
+			writeRefusal(w, g.refused(r.Context(), malformedQuery, w.Header()))
 			return
 		}
 		ask.Query = query
@@ -34,9 +34,20 @@ func (g *Gateway) authenticate(w http.ResponseWriter, r *http.Request) {
 		writeRefusal(w, refused)
 	case ask.Query.Get("body") == "json":
 		h["Content-Type"] = isJSON
-		_ = json.NewEncoder(w).Encode(answerOf(res)) // the caller went away
+		_, _ = w.Write(jsonOf(res)) // the caller went away
 	}
 	// net/http writes the 200, and the length more cheaply than from h.
+}
+
+var malformedQuery = &authlib.Refusal{Status: http.StatusBadRequest, Code: "invalid_request", Reason: "malformed query", Detail: "the query cannot be read"}
+
+// jsonOf is the body that ?body=json asks for.
+func jsonOf(res authlib.Result) []byte {
+	text, err := json.Marshal(answerOf(res))
+	if err != nil { // strings, and what was JSON before
+		panic("gateway: an answer does not encode: " + err.Error())
+	}
+	return append(text, '\n')
 }
 
 func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, refused *authlib.Refusal) {

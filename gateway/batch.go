@@ -30,10 +30,12 @@ type batchResult struct {
 	*answer
 }
 
+// batchBytes bounds the body: a token has 4 KiB at most, twice that as JSON.
+func (g *Gateway) batchBytes() int64 { return int64(64<<10) + int64(g.cfg.MaxBatch)*(8<<10) }
+
 func (g *Gateway) batch(w http.ResponseWriter, r *http.Request) {
 	var ask batchAsk
-	most := int64(64<<10) + int64(g.cfg.MaxBatch)*(8<<10) // a token has 4 KiB at most, twice that as JSON
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, most)).Decode(&ask)
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, g.batchBytes())).Decode(&ask)
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):

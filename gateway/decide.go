@@ -29,13 +29,18 @@ type Ask struct {
 func (g *Gateway) Decide(ctx context.Context, ask Ask, h http.Header) (authlib.Result, *authlib.Refusal) {
 	res, refused := g.admit(ctx, ask)
 	if refused != nil {
-		g.cfg.Logger.DebugContext(ctx, "request refused", "status", refused.Status, "reason", refused.Reason)
-		refused.SetHeader(h, g.cfg.Realm)
-		return authlib.Result{}, refused
+		return authlib.Result{}, g.refused(ctx, refused, h)
 	}
 	h["Cache-Control"] = noStore
 	g.setIdentity(h, res)
 	return res, nil
+}
+
+// refused sets the headers of a refusal.
+func (g *Gateway) refused(ctx context.Context, refused *authlib.Refusal, h http.Header) *authlib.Refusal {
+	g.cfg.Logger.DebugContext(ctx, "request refused", "status", refused.Status, "reason", refused.Reason)
+	refused.SetHeader(h, g.cfg.Realm)
+	return refused
 }
 
 func (g *Gateway) admit(ctx context.Context, ask Ask) (authlib.Result, *authlib.Refusal) {

@@ -10,6 +10,8 @@
 //	GET  /v1/lease                 for how long a cache that follows /v1/changes may be trusted
 //	POST /v1/barrier               waits until all that is committed is in force on every node
 //
+// A [Gateway] is an http.Handler; a [Server] serves it at half of net/http's cost.
+//
 // Whoever reaches it may ask for any token and follow every change (by ref, never
 // by token): it belongs on loopback or on a socket with the right mode.
 //

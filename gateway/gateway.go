@@ -109,7 +109,7 @@ func New(cfg Config) (*Gateway, error) {
 		barriers: make(chan struct{}, maxBarriers),
 		stopping: make(chan struct{}),
 	}
-	g.mux.HandleFunc("POST /v1/authenticate/batch", g.batch)
+	g.mux.HandleFunc("POST "+batchPath, g.batch)
 	if cfg.Feed != nil && cfg.Node != nil {
 		g.mux.HandleFunc("GET /v1/changes", g.changes)
 		g.mux.HandleFunc("GET /v1/lease", g.lease)
@@ -121,7 +121,10 @@ func New(cfg Config) (*Gateway, error) {
 }
 
 // authenticatePath is asked by every request of somebody, and goes past the mux.
-const authenticatePath = "/v1/authenticate"
+const (
+	authenticatePath = "/v1/authenticate"
+	batchPath        = "/v1/authenticate/batch"
+)
 
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {

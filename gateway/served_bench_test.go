@@ -31,7 +31,7 @@ const serves = "AUTHFENCE_BENCH_SERVES"
 const profile = "AUTHFENCE_BENCH_PROFILE"
 
 // benchServer is a server in a process of its own: a sidecar, or without Postgres
-// the bare handler. Both have an http.Server like cmd/authfence's.
+// the bare handler on net/http.
 type benchServer struct{ Socket, Postgres, NATS string }
 
 func (s benchServer) command(b *testing.B) *exec.Cmd {
@@ -101,10 +101,26 @@ func serveBench(text string) error {
 		defer file.Close()
 		defer pprof.StopCPUProfile()
 	}
-	err = s.serve(ctx, g)
+	err = s.serveGateway(ctx, g)
 	end()
 	keeping.Wait()
 	return errors.Join(err, kept)
+}
+
+// serveGateway serves as cmd/authfence does.
+func (s benchServer) serveGateway(ctx context.Context, g *gateway.Gateway) error {
+	socket, err := net.Listen("unix", s.Socket)
+	if err != nil {
+		return err
+	}
+	server := gateway.NewServer(g)
+	stopped := make(chan error, 1)
+	context.AfterFunc(ctx, func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		stopped <- server.Shutdown(end)
+	})
+	return errors.Join(server.Serve(socket), <-stopped)
 }
 
 func (s benchServer) serve(ctx context.Context, handler http.Handler) error {

@@ -98,8 +98,7 @@ func newSystem(tb testing.TB, change ...func(*gateway.Config)) *system {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	server := &http.Server{Handler: g}
-	server.RegisterOnShutdown(g.Stop)
+	server := gateway.NewServer(g)
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", s.socket)
 	}}
@@ -116,7 +115,7 @@ func newSystem(tb testing.TB, change ...func(*gateway.Config)) *system {
 	run(l.Run)
 	run(s.auth.Run)
 	parts.Go(func() {
-		if err := server.Serve(socket); err != http.ErrServerClosed {
+		if err := server.Serve(socket); err != nil {
 			tb.Error(err)
 		}
 	})

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"time"
 
@@ -19,11 +18,15 @@ import (
 	"github.com/authfence/authfence/gateway/extauthz"
 )
 
-// checkBytes bounds a request of Envoy's: its client's headers, and a body for
-// which nobody asked it.
-const checkBytes = 256 << 10
+// Bounds of Envoy's requests: checkBytes is for its client's headers, and a body
+// for which nobody asked it.
+const (
+	checkBytes    = 256 << 10
+	headerBytes   = 64 << 10
+	headerTimeout = 5 * time.Second
+)
 
-func overGRPC(face *gateway.Gateway, socket net.Listener, _ *slog.Logger) server {
+func overGRPC(face *gateway.Gateway, socket net.Listener) server {
 	s := grpc.NewServer(
 		grpc.MaxRecvMsgSize(checkBytes), grpc.MaxHeaderListSize(headerBytes), grpc.ConnectionTimeout(headerTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),

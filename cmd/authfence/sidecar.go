@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -39,13 +38,8 @@ type sidecarFlags struct {
 	L1Bytes       int64         `name:"l1-bytes" env:"AUTHFENCE_L1_BYTES" default:"67108864" placeholder:"BYTES" help:"Memory for what is cached in this process."`
 }
 
-// Bounds of one connection and of the end.
-const (
-	headerTimeout = 5 * time.Second
-	idleTimeout   = 2 * time.Minute // longer than proxies keep theirs, or they would meet a closed one
-	headerBytes   = 64 << 10
-	drainTimeout  = 10 * time.Second
-)
+// drainTimeout bounds the end.
+const drainTimeout = 10 * time.Second
 
 func (f sidecarFlags) sealKeys() ([]authlib.SealKey, error) {
 	text := f.SealKeys
@@ -115,7 +109,7 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 	var servers []server
 	for _, one := range []struct {
 		flag, address string
-		serve         func(*gateway.Gateway, net.Listener, *slog.Logger) server
+		serve         func(*gateway.Gateway, net.Listener) server
 	}{{"--http", c.HTTP, overHTTP}, {"--grpc", c.GRPC, overGRPC}} {
 		if one.address == "" {
 			continue
@@ -125,7 +119,7 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 			return err
 		}
 		defer socket.Close()
-		servers = append(servers, one.serve(face, socket, s.log))
+		servers = append(servers, one.serve(face, socket))
 	}
 
 	health, stopHealth := context.WithCancel(context.WithoutCancel(ctx))
@@ -151,26 +145,9 @@ type server struct {
 	drain func(context.Context) error
 }
 
-func overHTTP(face *gateway.Gateway, socket net.Listener, log *slog.Logger) server {
-	s := &http.Server{
-		Handler: face, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: headerBytes,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	s.RegisterOnShutdown(face.Stop)
-	return server{
-		serve: func() error {
-			if err := s.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serve http: %w", err)
-			}
-			return nil
-		},
-		drain: func(ctx context.Context) error {
-			if err := s.Shutdown(ctx); err != nil {
-				return fmt.Errorf("drain http: %w", errors.Join(err, s.Close()))
-			}
-			return nil
-		},
-	}
+func overHTTP(face *gateway.Gateway, socket net.Listener) server {
+	s := gateway.NewServer(face)
+	return server{serve: func() error { return s.Serve(socket) }, drain: s.Shutdown}
 }
 
 // serveUntil serves until ctx or keep ends. Requests at hand still authenticate: the
