@@ -203,21 +203,27 @@ func (t *table) selection(p *parameters) string {
 		successor = "r.successor"
 		join = fmt.Sprintf("\nLEFT JOIN authfence.rotation r ON r.relation = %s AND r.key = k.%s::text", p.add(t.APIKey.Name.String()), quote(key.ID))
 	}
-	digest := "k." + quote(key.Key) + "::text"
-	switch key.KeyFormat {
-	case watch.SHA256Bytea:
-		digest = fmt.Sprintf("pg_catalog.encode(k.%s, 'hex')", quote(key.Key))
-	case watch.Plaintext:
-		digest = fmt.Sprintf("pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(%s, 'UTF8')), 'hex')", digest)
-	}
 	return fmt.Sprintf(`SELECT k.%[1]s::text AS id, k.%[2]s::text AS organization, %[3]s AS organization_name, %[4]s AS name,
 	CASE WHEN %[5]s <= pg_catalog.now() THEN 'revoked' WHEN %[6]s <= pg_catalog.now() THEN 'expired' WHEN %[7]s IS NOT NULL THEN 'rotating' ELSE 'active' END AS state,
 	pg_catalog.left(%[8]s, 8) AS fingerprint, %[9]s AS permissions, %[10]s AS created_at, %[6]s AS expires_at, %[5]s AS revoked_at, %[11]s AS last_used_at, %[7]s AS successor
 FROM %[12]s k LEFT JOIN %[13]s o ON o.%[14]s = k.%[2]s%[15]s`,
 		quote(key.ID), quote(key.Organization), optional("o", nameColumn, t.organization), optional("k", nameColumn, t.key),
 		t.time(key.RevokedAt), t.time(key.ExpiresAt), successor,
-		digest, optional("k", key.Permissions, t.key), t.time(createdColumn), t.time(lastUsedColumn),
+		t.digest(), optional("k", key.Permissions, t.key), t.time(createdColumn), t.time(lastUsedColumn),
 		t.APIKey.Name.SQL(), t.Organization.Name.SQL(), quote(organization.ID), join)
+}
+
+// digest is the hex SHA-256 of a row's token, which is its ref.
+func (t *table) digest() string {
+	key := t.Config.APIKey
+	text := "k." + quote(key.Key) + "::text"
+	switch key.KeyFormat {
+	case watch.SHA256Bytea:
+		return fmt.Sprintf("pg_catalog.encode(k.%s, 'hex')", quote(key.Key))
+	case watch.Plaintext:
+		return fmt.Sprintf("pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(%s, 'UTF8')), 'hex')", text)
+	}
+	return "pg_catalog.lower(" + text + ")"
 }
 
 func scanKey(row pgx.CollectableRow) (Key, error) {

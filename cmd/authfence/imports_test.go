@@ -21,6 +21,7 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "watch"},
 		{name: "barrier", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "observe", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
+		{name: "observe/terminal", ours: []string{"event", "observe"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
 		{name: "keys", ours: []string{"watch"}, never: []string{"nats-server", "nats.go", "redis", "grpc", "kong"}},
 		{name: "listener", ours: []string{"event"}, never: []string{"nats-server", "redis", "otter", "grpc"}},
