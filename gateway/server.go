@@ -107,6 +107,10 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}()
 	// The target as it was sent: fasthttp's own reading decodes and cleans it.
 	target := ctx.Request.Header.RequestURI()
+	if len(ctx.Request.Header.PeekTrailerKeys()) > 0 { // fasthttp reads them as headers: what came behind a body is no token
+		unparsed(ctx, nil)
+		return
+	}
 	if path := string(target[:min(len(target), len(authenticatePath))]); path == authenticatePath &&
 		(len(target) == len(authenticatePath) || target[len(authenticatePath)] == '?') {
 		s.authenticate(ctx, target)
