@@ -210,7 +210,8 @@ func TestUnlinker_SurvivesACutFromNATS(t *testing.T) {
 	l := newLeader(t)
 	client := connectRedis(t, testenv.Redis(t))
 	link := testenv.Proxy(t, natsURL)
-	startUnlinker(t, l, connect(t, link.URL()), client, nil)
+	// What the server sent into the cut comes again after AckWait.
+	startUnlinker(t, l, connect(t, link.URL()), client, func(c *UnlinkConfig) { c.AckWait = time.Second })
 	l.awaitConsumer("authfence-unlink")
 	setKey(t, client, organization("a"))
 	link.Cut()
