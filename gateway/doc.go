@@ -15,6 +15,9 @@
 // Whoever reaches it may ask for any token and follow every change (by ref, never
 // by token): it belongs on loopback or on a socket with the right mode.
 //
+// A request with trailers is refused (400). A barrier keeps its place until it is
+// reached or its wait is over, also when whoever asked went away.
+//
 // # Authenticate
 //
 // The token comes in "Authorization: Bearer" or in the header of [Config].Header.

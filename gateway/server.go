@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -35,6 +37,10 @@ type Server struct {
 	end     context.CancelFunc
 	others  fasthttp.RequestHandler
 	names   []string // headers that Decide reads
+
+	mu       sync.Mutex
+	listener net.Listener
+	stopped  bool
 }
 
 // Bounds of one connection.
@@ -45,6 +51,7 @@ const (
 	writeTimeout = 10 * time.Second
 	idleTimeout  = 2 * time.Minute // longer than proxies keep theirs, or they would meet a closed one
 	bodyBytes    = 256 << 10       // of a request whose body nobody reads
+	lingerTime   = 500 * time.Millisecond
 )
 
 // NewServer starts nothing.
@@ -69,28 +76,74 @@ func NewServer(g *Gateway) *Server {
 	return s
 }
 
-// Serve answers on l until Shutdown, and then returns nil. It closes l.
+// Serve answers on l until Shutdown, and then returns nil: at once if that has
+// been called. It closes l. One Serve a Server.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); err != nil {
+	s.mu.Lock()
+	s.listener = l
+	stopped := s.stopped
+	s.mu.Unlock()
+	if stopped {
+		_ = l.Close()
+		return nil
+	}
+	err := s.http.Serve(lingeringListener{l})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && !s.stopped {
 		return fmt.Errorf("serve http: %w", err)
 	}
 	return nil
 }
 
 // Shutdown takes no more connections, ends the streams of changes, and lets the
-// requests at hand end for as long as ctx lasts. Serve must have been called.
+// requests at hand end for as long as ctx lasts.
 func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.end()
+	s.mu.Lock()
+	s.stopped = true
+	if s.listener != nil { // fasthttp may not have come to know it
+		_ = s.listener.Close()
+	}
+	s.mu.Unlock()
 	s.gateway.Stop()
-	if err := s.http.ShutdownWithContext(ctx); err != nil {
+	if err := s.http.ShutdownWithContext(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("drain http: %w", err)
 	}
 	return nil
 }
 
+// lingeringListener is there because closing a connection on which bytes have not
+// been read makes the peer's system drop our answer (RFC 9112, 9.6).
+type lingeringListener struct{ net.Listener }
+
+func (l lingeringListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &lingering{Conn: conn}, nil
+}
+
+type lingering struct {
+	net.Conn
+	linger atomic.Bool // whoever asked may still be sending
+}
+
+func (c *lingering) Close() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Swap(false) && half.CloseWrite() == nil {
+		_ = c.SetReadDeadline(time.Now().Add(lingerTime))
+		_, _ = io.Copy(io.Discard, c.Conn)
+	}
+	return c.Conn.Close()
+}
+
 // bounds are those of a request whose headers have come.
 func (s *Server) bounds(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
-	if path, _, _ := strings.Cut(string(h.RequestURI()), "?"); path == batchPath {
+	if !h.IsPost() {
+		return fasthttp.RequestConfig{}
+	}
+	if u, err := url.ParseRequestURI(string(h.RequestURI())); err == nil && u.Path == batchPath {
 		return fasthttp.RequestConfig{ReadTimeout: batchTimeout, MaxRequestBodySize: int(s.gateway.batchBytes())}
 	}
 	return fasthttp.RequestConfig{}
@@ -157,7 +210,7 @@ func (s *Server) authenticate(ctx *fasthttp.RequestCtx, target []byte) {
 			ask.Query, err = url.ParseQuery(u.RawQuery)
 		}
 		if err != nil {
-			refused := s.gateway.refused(ctx, malformedQuery, x.answer)
+			refused := s.gateway.refused(s.base, malformedQuery, x.answer)
 			s.write(ctx, x.answer, refused.Status, []byte(refused.Body()))
 			return
 		}
@@ -225,4 +278,7 @@ func unparsed(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.SetStatusCode(status)
 	ctx.SetConnectionClose()
+	if c, ok := ctx.Conn().(*lingering); ok {
+		c.linger.Store(true)
+	}
 }

@@ -102,6 +102,7 @@ func TestServer_ReadsRequestsStrictly(t *testing.T) {
 		{"no name", get + good + ": x\r\n\r\n", "400"},
 		{"headers beyond bounds", get + good + "X-Other: " + strings.Repeat("a", 64<<10) + "\r\n\r\n", "431"},
 		{"a body beyond bounds", "POST /v1/authenticate HTTP/1.1\r\n" + good + "Content-Length: 1000000\r\n\r\n", "413"},
+		{"a batch by its absolute target", "POST http://sidecar/v1/authenticate/batch HTTP/1.1\r\nHost: sidecar\r\n" + fmt.Sprintf("Content-Length: %d\r\n\r\n", 300_000) + fmt.Sprintf("%-300000s", `{"tokens":[]}`), "200"},
 		{"no request", "\x16\x03\x01\x02\x00", "400"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -119,6 +120,40 @@ func TestServer_ReadsRequestsStrictly(t *testing.T) {
 				t.Errorf("answers %v, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// A header that comes behind the body has passed by whoever checks or strips
+// headers on the way.
+func TestServer_RefusesTrailers(t *testing.T) {
+	s := newSystem(t)
+	token := s.key("", permissions).token
+	for _, path := range []string{"/v1/authenticate", "/v1/ext_authz/x", "/v1/authenticate/batch"} {
+		for _, trailer := range []string{
+			"Authorization: Bearer " + token, "X-Api-Key: " + token,
+			"X-Authfence-Resource: invoices", "X-Authfence-At-Least: 0123456789abcdef/1-1", "X-Other: 1",
+		} {
+			name, _, _ := strings.Cut(trailer, ":")
+			for _, announced := range []string{"", "Trailer: " + name + "\r\n"} {
+				text := "POST " + path + " HTTP/1.1\r\nHost: sidecar\r\n" + announced + "Transfer-Encoding: chunked\r\n\r\nd\r\n" + `{"tokens":[]}` + "\r\n0\r\n" + trailer + "\r\n\r\n"
+				answers := s.raw(text)
+				if len(answers) != 1 || answers[0].StatusCode != http.StatusBadRequest || !answers[0].Close {
+					t.Errorf("%s: %q behind the body, announced by %q: answers %v, want one 400 and the end of the connection", path, trailer, announced, answers)
+				}
+			}
+		}
+	}
+}
+
+// Whoever is refused while it still sends reads why.
+func TestServer_AnswersWhoeverIsStillSending(t *testing.T) {
+	s := newSystem(t)
+	for range 20 {
+		body := strings.Repeat("a", 4<<20)
+		got := s.ask("POST", "/v1/authenticate", body)
+		if got.status != http.StatusRequestEntityTooLarge {
+			t.Fatalf("%d, want 413", got.status)
+		}
 	}
 }
 
@@ -229,5 +264,36 @@ func TestServer_SurvivesAPanic(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// A process that is told to end while it begins.
+func TestServer_ShutdownBeforeServe(t *testing.T) {
+	g, err := gateway.New(gateway.Config{Authenticator: panicking{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := gateway.NewServer(g)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(socket) }()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-ctx.Done():
+		t.Fatal("Serve goes on after Shutdown")
+	}
+	if _, err := net.Dial("unix", socket.Addr().String()); err == nil {
+		t.Error("the socket still takes connections")
 	}
 }
