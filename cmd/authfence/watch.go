@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -78,7 +77,7 @@ func (w whoseFlags) refs(ctx context.Context, s *stage, f *file) (map[event.Ref]
 			return refs, nil
 		}
 	}
-	registry, db, err := keysFlags{postgresFlags: w.postgresFlags, TokenPrefix: "af"}.open(ctx, f)
+	registry, db, err := keysFlags{postgresFlags: w.postgresFlags}.open(ctx, f)
 	if err != nil {
 		return nil, err
 	}
@@ -129,8 +128,8 @@ func (c watchCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if err != nil {
 		return err
 	}
-	// What happens to the connection is told among the events.
-	nc, err := c.connect("authfence-watch", event.RoleObserver, slog.New(slog.DiscardHandler))
+	// That the connection is lost and found again is told among the events; the rest here.
+	nc, err := c.connect("authfence-watch", event.RoleObserver, s.log, nats.DisconnectErrHandler(nil), nats.ConnectHandler(nil), nats.ReconnectHandler(nil))
 	if err != nil {
 		return err
 	}
@@ -152,7 +151,7 @@ func (c watchCommand) watchEvents(ctx context.Context, s *stage, nc *nats.Conn, 
 		shown.Filter.Kinds = append(shown.Filter.Kinds, event.Kind(kind))
 	}
 	if !nc.IsConnected() {
-		if err := shown.Say(time.Now(), "NATS is not there yet: "+c.NATSURL); err != nil {
+		if err := shown.Say(time.Now(), "NATS is not there yet"); err != nil {
 			return err
 		}
 	}
