@@ -32,7 +32,7 @@ func (r *Registry) Refs(ctx context.Context, db DB, keyID, organizationID string
 		condition = is("k."+quote(column), t.key[column].cast, p.add(organizationID))
 	}
 	rows, _ := db.Query(ctx, fmt.Sprintf("SELECT %s FROM %s k WHERE k.%s IS NOT NULL AND %s LIMIT %d", t.digest(), t.APIKey.Name.SQL(),
-		quote(t.Config.APIKey.Key), condition, maxRefs), p.values...)
+		quote(t.Config.APIKey.Key), condition, maxRefs+1), p.values...)
 	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	switch {
 	case keyID != "" && (isBadText(err) || err == nil && len(found) == 0):
@@ -42,6 +42,8 @@ func (r *Registry) Refs(ctx context.Context, db DB, keyID, organizationID string
 		return nil, fmt.Errorf("%w: the id has not the form of %s", ErrUnknownOrganization, t.Config.APIKey.Organization)
 	case err != nil:
 		return nil, fmt.Errorf("read refs: %w", safe(err, Token{}))
+	case len(found) > maxRefs:
+		return nil, fmt.Errorf("the organization has more than %d keys: ask for one of them by its id", maxRefs)
 	}
 	return found, nil
 }
