@@ -2,6 +2,7 @@ package listener
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -21,12 +22,13 @@ const (
 	lingerShare  = 20
 )
 
+// By the clock of Postgres, so that it reads the same for every writer. A
+// clock that is set back ends the promise: since is then to come.
+var sqlPromise = fmt.Sprintf(`INSERT INTO authfence.polling (since, until)
+	SELECT n.now, n.now + '%d milliseconds' FROM (SELECT clock_timestamp()) AS n (now)
+	ON CONFLICT (id) DO UPDATE SET since = excluded.since, until = excluded.until`, pollingSpell.Milliseconds())
+
 const (
-	// By the clock of Postgres, so that it reads the same for every writer. A
-	// clock that is set back ends the promise: since is then to come.
-	sqlPromise = `INSERT INTO authfence.polling (since, until)
-		SELECT n.now, n.now + '200 milliseconds' FROM (SELECT clock_timestamp()) AS n (now)
-		ON CONFLICT (id) DO UPDATE SET since = excluded.since, until = excluded.until`
 	// CASE: the id is taken after the promise was seen to be over, or not at all.
 	sqlSettle = `SELECT CASE WHEN NOT EXISTS (SELECT FROM authfence.polling WHERE until >= clock_timestamp())
 		THEN pg_current_xact_id()::text::bigint ELSE 0 END`

@@ -1,7 +1,7 @@
 // Package migrations installs the change log in a database, and takes it away again (rules 1 to 4 and 23 of the design).
 //
 // There are three layers. Numbered SQL files, run by goose, make the schema authfence: change (the outbox), relay (term,
-// epoch, position), incarnation, watched, and the functions of rule 23. The mapping of package watch then decides which
+// epoch, position), incarnation, watched, polling (the leader's promise to look by itself), and the functions of rule 23. The mapping of package watch then decides which
 // tables get triggers. Roles and the reference schema are steps of their own, taken when asked for.
 //
 // # Triggers
