@@ -201,6 +201,9 @@ func (a *Authenticator) Run(ctx context.Context) error {
 	<-ctx.Done()
 	all.Wait()
 	a.desk.stop()
+	if a.applied != nil {
+		a.applied.Left()
+	}
 	if a.usage != nil {
 		a.drainUsage(ctx)
 	}

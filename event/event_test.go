@@ -93,6 +93,7 @@ func TestEncodeMessage_WritesTheGoldenVectorsAndDecodeReadsThem(t *testing.T) {
 		Epoch: epoch, Position: p, Counts: map[string]uint64{"l1_hits": 7},
 	})
 	checkMessage(t, "applied-log", event.AppliedLog{V: 1, Node: "api-1", Epoch: epoch, Events: []event.Applied{{Position: p, At: at}}, Lost: 2})
+	checkMessage(t, "applied-log-left", event.AppliedLog{V: 1, Node: "api-1", Epoch: epoch, Events: []event.Applied{{Position: p, At: at}}, Reset: true, Left: true})
 }
 
 func checkMessage[M event.Message](t *testing.T, name string, want M) {

@@ -31,25 +31,32 @@ type StatusReply struct {
 	Counts map[string]uint64 `json:"counts,omitempty"`
 }
 
-// AppliedLog says when a node applied events, for the audit. A node sends one
-// from time to time, about what it has applied since the last.
+// AppliedLog says how far a node was at some moments, for the audit. A node sends
+// one from time to time, about what it has applied since the last.
+//
+// Each entry stands by itself: by its time all up to its position was in force on
+// the node, and so was everything of the epochs before. Entries are thinned (events
+// that were applied a few milliseconds apart share one, with the position and the
+// time of the last), so when one position came into force is known as "at or
+// before" the first entry that reaches it. A log that was lost only makes the
+// answer later, never earlier than the truth.
 type AppliedLog struct {
 	V      int       `json:"v"`
 	Node   string    `json:"node"`
 	Epoch  Epoch     `json:"epoch"`
 	Events []Applied `json:"events"`         // in the order of their positions
-	Reset  bool      `json:"reset"`          // the node began anew before the first of them: it has forgotten all that was older
-	Lost   uint64    `json:"lost,omitempty"` // this many more were applied before these, and are not listed
+	Reset  bool      `json:"reset"`          // the first of them is where the node began anew: it had forgotten all up to there
+	Lost   uint64    `json:"lost,omitempty"` // this many entries before these were dropped
+	Left   bool      `json:"left,omitempty"` // after these the node gave its lease up, and answers nobody any more
 }
 
-// Applied is one event in an AppliedLog. A reset to a position stands like an
-// event at it.
+// Applied is one entry in an AppliedLog.
 type Applied struct {
 	Position Position  `json:"pos"`
-	At       time.Time `json:"at"` // by the node's clock
+	At       time.Time `json:"at"` // by the node's clock, rounded up
 }
 
-// MaxApplied bounds the events in an AppliedLog.
+// MaxApplied bounds the entries in an AppliedLog.
 const MaxApplied = 10_000
 
 func (l AppliedLog) validate() error {

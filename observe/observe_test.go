@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,19 +167,15 @@ func logs(t *testing.T, from *nats.Subscription, until uint64) []event.AppliedLo
 func TestAppliedRecorder_TellsWhatWasAppliedAndWhatWasForgotten(t *testing.T) {
 	server := testenv.NATS(t, testenv.NATSOptions{})
 	nc := connect(t, server.URL())
-	heard, err := connect(t, server.URL()).SubscribeSync(subjects.Applied())
-	if err != nil {
-		t.Fatal(err)
+	heard := hear(t, server.URL())
+	r, clock := clocked(nc, 10*time.Millisecond)
+	for n := range uint64(2) { // the first of a process: whatever was before, it does not know
+		clock.Add(int64(time.Second))
+		r.Applied(applied(n + 1))
 	}
-	if err := heard.SetPendingLimits(-1, -1); err != nil {
-		t.Fatal(err)
-	}
-	r := observe.NewAppliedRecorder(nc, subjects, "api-1", 10*time.Millisecond, nil)
-	r.Applied(applied(1)) // the first of a process: whatever was before, it does not know
-	r.Applied(applied(2))
 	run(t, r.Run)
 	first := logs(t, heard, 2)[0]
-	if first.Node != "api-1" || first.Epoch != 9 || !first.Reset || len(first.Events) != 2 || first.Events[0].At.IsZero() {
+	if first.Node != "api-1" || first.Epoch != 9 || !first.Reset || len(first.Events) != 2 || !first.Events[0].At.Equal(time.Unix(1, 0)) {
 		t.Errorf("got %+v", first)
 	}
 	r.Applied(applied(3))
@@ -198,22 +195,18 @@ func TestAppliedRecorder_KeepsTheNewestWhileNATSIsAway(t *testing.T) {
 	for nc.IsConnected() {
 		time.Sleep(time.Millisecond)
 	}
-	r := observe.NewAppliedRecorder(nc, subjects, "api-1", 10*time.Millisecond, nil)
+	r, clock := clocked(nc, 10*time.Millisecond)
 	const n = event.MaxApplied + 100
 	for i := range uint64(n) {
+		clock.Add(int64(observe.AppliedResolution))
 		r.Applied(applied(i + 1))
 	}
 	run(t, r.Run)
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	heard, err := connect(t, server.URL()).SubscribeSync(subjects.Applied())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := heard.SetPendingLimits(-1, -1); err != nil {
-		t.Fatal(err)
-	}
+	heard := hear(t, server.URL())
+	clock.Add(int64(observe.AppliedResolution))
 	r.Applied(applied(n + 1)) // if the rest went out before we listened
 	got := logs(t, heard, n+1)
 	listed, lost := 0, uint64(0)
@@ -225,5 +218,109 @@ func TestAppliedRecorder_KeepsTheNewestWhileNATSIsAway(t *testing.T) {
 	}
 	if len(got) > 1 && uint64(listed)+lost != n+1 { // else we came late, and heard the last one only
 		t.Errorf("%d listed and %d counted, of %d", listed, lost, n+1)
+	}
+}
+
+// clocked gives a recorder a clock of the test's.
+func clocked(nc *nats.Conn, interval time.Duration) (r *observe.AppliedRecorder, clock *atomic.Int64) {
+	r = observe.NewAppliedRecorder(nc, subjects, "api-1", interval, nil)
+	clock = new(atomic.Int64)
+	observe.SetNow(r, func() time.Time { return time.Unix(0, clock.Load()) })
+	return r, clock
+}
+
+// An entry stands for what was applied within the resolution, at the time of the
+// last; one alone is exact, to the microsecond above.
+// hear subscribes to applied logs; the server knows of it on return.
+func hear(t *testing.T, url string) *nats.Subscription {
+	t.Helper()
+	nc := connect(t, url)
+	heard, err := nc.SubscribeSync(subjects.Applied())
+	if err == nil {
+		err = errors.Join(heard.SetPendingLimits(-1, -1), nc.FlushTimeout(patience))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return heard
+}
+
+func TestAppliedRecorder_ThinsToTheResolution(t *testing.T) {
+	url := testenv.NATS(t, testenv.NATSOptions{}).URL()
+	heard := hear(t, url)
+	r, clock := clocked(connect(t, url), 10*time.Millisecond)
+	at := func(d time.Duration) time.Time { return time.Unix(0, int64(d)).UTC() }
+	n := uint64(0)
+	apply := func(d time.Duration) { clock.Store(int64(d)); n++; r.Applied(applied(n)) }
+	apply(1001 * time.Nanosecond)
+	apply(time.Second)
+	apply(time.Second + 4*time.Millisecond)
+	apply(time.Second + 5*time.Millisecond) // the window since the first is over
+	apply(time.Second + 9*time.Millisecond)
+	clock.Store(int64(time.Second + 9*time.Millisecond))
+	r.Reset(mark(100))
+	n = 100
+	apply(time.Second + 9*time.Millisecond) // not the reset's own
+	for i := range 100_000 {                // ten seconds of ten thousand a second
+		apply(2*time.Second + time.Duration(i)*100*time.Microsecond)
+	}
+	run(t, r.Run)
+	got := logs(t, heard, n)
+	want := []event.Applied{
+		{Position: mark(1).Position, At: at(2 * time.Microsecond)},
+		{Position: mark(3).Position, At: at(time.Second + 4*time.Millisecond)},
+		{Position: mark(5).Position, At: at(time.Second + 9*time.Millisecond)},
+	}
+	if !got[0].Reset || !slices.Equal(got[0].Events, want) {
+		t.Errorf("before the reset: %+v", got[0])
+	}
+	second := got[1]
+	if !second.Reset || second.Events[0].Position.N != 100 || second.Events[1].Position.N != 101 || second.Lost != 0 {
+		t.Errorf("after the reset: reset %v, lost %d, %+v", second.Reset, second.Lost, second.Events[:2])
+	}
+	if entries := len(second.Events); entries < 2000 || entries > 2002 {
+		t.Errorf("%d entries in ten seconds, want 200 a second", entries)
+	}
+	size := 0
+	for _, l := range got {
+		body, err := event.EncodeMessage(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += len(body)
+	}
+	if size > 10*11_000 {
+		t.Errorf("%d bytes in ten seconds, the documentation says 10 kB a second", size)
+	}
+}
+
+func TestAppliedRecorder_TellsThatItLeft(t *testing.T) {
+	url := testenv.NATS(t, testenv.NATSOptions{}).URL()
+	heard := hear(t, url)
+	r := observe.NewAppliedRecorder(connect(t, url), subjects, "api-1", time.Hour, nil)
+	r.Left() // of no epoch: nothing to tell
+	r.Applied(applied(1))
+	r.Left()
+	if got := logs(t, heard, 1); len(got) != 1 || !got[0].Left || !got[0].Reset {
+		t.Errorf("got %+v", got)
+	}
+	r.Left()
+	msg, err := heard.NextMsg(patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := event.DecodeMessage[event.AppliedLog](msg.Data); err != nil || !got.Left || len(got.Events) != 0 || got.Epoch != 9 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// BenchmarkAppliedRecorder is what the node's lock is held longer for each event.
+func BenchmarkAppliedRecorder(b *testing.B) {
+	r := observe.NewAppliedRecorder(nil, subjects, "api-1", 0, nil)
+	ev := applied(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		ev.Position.N++
+		r.Applied(ev)
 	}
 }

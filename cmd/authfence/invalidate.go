@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +25,16 @@ type invalidateCommand struct {
 	Name         string        `placeholder:"NAME" help:"Name of this node in leases, receipts and logs, unique among the living (default: host and process)."`
 	MaxStaleness time.Duration `default:"2s" help:"The bound: no request begun this long after a commit is answered from what it superseded."`
 	Unlinker     string        `default:"authfence-unlink" placeholder:"NAME" help:"Durable consumer that all invalidators of one Redis share; another name for another Redis."`
+
+	AppliedInterval time.Duration `default:"1s" help:"About how often this node tells when it applied what, on the subject authfence.applied; it says nothing while nothing changes. 0: never."`
+}
+
+// appliedInterval is as authlib wants it.
+func (c invalidateCommand) appliedInterval() time.Duration {
+	if c.AppliedInterval == 0 {
+		return -1 // never
+	}
+	return c.AppliedInterval
 }
 
 func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
@@ -35,6 +46,9 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if err != nil {
 		return err
 	}
+	if c.AppliedInterval != 0 && (c.AppliedInterval < 10*time.Millisecond || c.AppliedInterval > time.Hour) {
+		return usageError{fmt.Errorf("--applied-interval is %s: want 10ms to 1h, or 0 for never", c.AppliedInterval)}
+	}
 	name := nodeName(c.Name)
 	nc, err := c.connect(name, event.RoleNode, s.log)
 	if err != nil {
@@ -44,9 +58,14 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if c.HTTP != "" || c.GRPC != "" {
 		return c.serve(ctx, s, f, nc, client, subjects, name)
 	}
-	applied := observe.NewAppliedRecorder(nc, subjects, name, 0, s.log)
+	var applied *observe.AppliedRecorder
+	var observer invalidator.Observer
+	if c.AppliedInterval > 0 {
+		applied = observe.NewAppliedRecorder(nc, subjects, name, c.AppliedInterval, s.log)
+		observer = applied
+	}
 	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
-		Name: name, Observer: applied, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
+		Name: name, Observer: observer, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}
@@ -76,10 +95,15 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	started := time.Now()
 	status := func() event.StatusReply { return node.Status().Reply(buildVersion(), started) }
 	group.Go(func() error { return node.Run(running) })
-	group.Go(func() error { return applied.Run(running) })
+	if applied != nil {
+		group.Go(func() error { return applied.Run(running) })
+	}
 	group.Go(func() error { return observe.NewResponder(nc, subjects, status, s.log).Run(running) })
 	err = group.Wait()
 	stop()
+	if applied != nil {
+		applied.Left()
+	}
 	s.log.Info("invalidator stopped")
 	return errors.Join(err, wait())
 }

@@ -95,6 +95,7 @@ func TestBadInput_NamesTheFieldAndTheMend(t *testing.T) {
 		{name: "a password that is not there", args: []string{"invalidate", nats, "--redis-url=rediss://127.0.0.1:1", "--redis-password-file=/does/not/exist"}, want: []string{"--redis-password-file"}},
 		{name: "an empty password", args: []string{"invalidate", nats, "--redis-url=rediss://127.0.0.1:1", "--redis-password-file=/dev/null"}, want: []string{"--redis-password-file", "one line"}},
 		{name: "a health address that cannot be", args: []string{"invalidate", nats, "--health=300.0.0.1:1"}, want: []string{"--health"}},
+		{name: "an interval that cannot be", args: []string{"invalidate", nats, "--applied-interval=1ms"}, want: []string{"--applied-interval", "10ms to 1h", "0 for never"}},
 		{name: "a file that is not there", args: []string{"version", "--config=/does/not/exist.yaml"}, want: []string{"--config", "/does/not/exist.yaml"}},
 		{name: "a file that is not YAML", args: []string{"version"}, file: "nats_url: [unclosed\n  x: : y", want: []string{"authfence.yaml", "not readable as YAML"}},
 		{name: "a setting that is none", args: []string{"version"}, file: "log_level: info\npostgres_ulr: x\n", want: []string{"line 2", `"postgres_ulr"`, `did you mean "postgres_url"`}},
@@ -350,6 +351,19 @@ func TestServices_TellWhetherTheyAreReadyAndDrain(t *testing.T) {
 	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
 		t.Fatalf("migrate: exit %d, %s", code, stderr)
 	}
+	// Who listens on the subject hears when each node applied what, and that it left.
+	watcher, err := nats.Connect(os.Getenv("AUTHFENCE_NATS_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	applied, err := watcher.SubscribeSync(event.Subjects{}.Applied())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := watcher.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	invalidate := start(t, "invalidate", "--name=beside-1", "--health=127.0.0.1:0", "--announce")
 	eventually(t, "not ready without a leader, and why", func() bool {
 		status, body := get(invalidate.url + "/readyz")
@@ -374,22 +388,22 @@ func TestServices_TellWhetherTheyAreReadyAndDrain(t *testing.T) {
 		t.Errorf("barrier --json: exit %d\n%s", code, stdout)
 	}
 	// A node that asked for a long lease and then fell silent keeps a barrier open.
-	nc, err := nats.Connect(os.Getenv("AUTHFENCE_NATS_URL"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
 	ask, err := event.EncodeMessage(event.LeaseAsk{Node: "silent-1", Nonce: "n", Staleness: event.Millis(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nc.Request(event.Subjects{}.Lease(), ask, 20*time.Second); err != nil {
+	if _, err := watcher.Request(event.Subjects{}.Lease(), ask, 20*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	code, stdout, stderr = authfence(t, "barrier", "--timeout=3s")
 	if code != exitUnmet || !strings.Contains(stdout, "silent-1") || !strings.Contains(stdout, "did not confirm") ||
 		!strings.Contains(stderr, "not in force everywhere") {
 		t.Errorf("barrier with a silent node: exit %d, want %d\n%s%s", code, exitUnmet, stdout, stderr)
+	}
+	quiet := start(t, "invalidate", "--name=quiet-1", "--health=127.0.0.1:0", "--announce", "--applied-interval=0")
+	eventually(t, "the quiet one ready", func() bool { status, _ := get(quiet.url + "/readyz"); return status == http.StatusOK })
+	if code, stderr := quiet.stop(); code != exitOK {
+		t.Errorf("the quiet one: exit %d\n%s", code, stderr)
 	}
 	if code, stderr := listen.stop(); code != exitOK || !strings.Contains(stderr, "listener stopped") {
 		t.Errorf("listen: exit %d\n%s", code, stderr)
@@ -403,6 +417,17 @@ func TestServices_TellWhetherTheyAreReadyAndDrain(t *testing.T) {
 	}
 	if code, stderr := invalidate.stop(); code != exitOK || !strings.Contains(stderr, "invalidator stopped") {
 		t.Errorf("invalidate: exit %d\n%s", code, stderr)
+	}
+	for left := false; !left; { // the last that is said: the quiet one was there before, and said nothing
+		msg, err := applied.NextMsg(30 * time.Second)
+		if err != nil {
+			t.Fatalf("beside-1 did not tell that it left: %v", err)
+		}
+		log, err := event.DecodeMessage[event.AppliedLog](msg.Data)
+		if err != nil || log.Node != "beside-1" {
+			t.Fatalf("heard %s, %v", msg.Data, err)
+		}
+		left = log.Left
 	}
 }
 

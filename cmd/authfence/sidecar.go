@@ -94,7 +94,7 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 	auth, err := authlib.New(authlib.Config{
 		Pool: pool, NATS: nc, Redis: client, SealKeys: keys, L2Prefix: c.RedisPrefix, Watch: f.watch, Observer: feed,
 		Name: name, Subjects: subjects, Stream: c.stream(subjects), JetStreamDomain: c.NATSDomain,
-		MaxStaleness: c.MaxStaleness, L1Bytes: c.L1Bytes, UnlinkDurable: c.Unlinker, UsageInterval: usage, Version: buildVersion(), Logger: s.log,
+		MaxStaleness: c.MaxStaleness, L1Bytes: c.L1Bytes, UnlinkDurable: c.Unlinker, UsageInterval: usage, AppliedInterval: c.appliedInterval(), Version: buildVersion(), Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}
