@@ -229,8 +229,6 @@ func clocked(nc *nats.Conn, interval time.Duration) (r *observe.AppliedRecorder,
 	return r, clock
 }
 
-// An entry stands for what was applied within the resolution, at the time of the
-// last; one alone is exact, to the microsecond above.
 // hear subscribes to applied logs; the server knows of it on return.
 func hear(t *testing.T, url string) *nats.Subscription {
 	t.Helper()
@@ -245,6 +243,8 @@ func hear(t *testing.T, url string) *nats.Subscription {
 	return heard
 }
 
+// An entry stands for what was applied within the resolution, at the time of the
+// last; one alone is exact, to the microsecond above.
 func TestAppliedRecorder_ThinsToTheResolution(t *testing.T) {
 	url := testenv.NATS(t, testenv.NATSOptions{}).URL()
 	heard := hear(t, url)
