@@ -187,10 +187,14 @@ func deniedByRole(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "42501"
 }
 
-// usageFailed counts a failure and logs the first of several.
+// usageFailed counts a failure and logs the first of several. One that we broke
+// off ourselves, to stop, is none.
 func (a *Authenticator) usageFailed(ctx context.Context, err error) error {
+	if ctx.Err() == context.Canceled {
+		return err
+	}
 	a.usage.failed.Add(1)
-	if ctx.Err() != context.Canceled && !a.usage.failing.Swap(true) {
+	if !a.usage.failing.Swap(true) {
 		a.log.WarnContext(ctx, "uses of keys cannot be written: they are kept", "err", err)
 	} else {
 		a.log.DebugContext(ctx, "uses of keys cannot be written", "err", err)
