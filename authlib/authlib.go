@@ -17,6 +17,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/internal/histogram"
 	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/observe"
 	"github.com/authfence/authfence/watch"
@@ -72,6 +73,7 @@ func New(cfg Config) (*Authenticator, error) {
 		l1:        newTier1(cfg),
 		desk:      newDesk(cfg.MaxWaiting),
 	}
+	a.count.queryTook, a.count.batch = histogram.New(histogram.Seconds), histogram.New(histogram.Sizes)
 	var follow observers
 	if cfg.Observer != nil {
 		follow = append(follow, cfg.Observer)
@@ -307,14 +309,20 @@ type Status struct {
 	L2      bool // there is a Redis
 	Stats   Stats
 	Usage   Usage
+	Unlink  *invalidator.UnlinkStats // nil: not this process
 }
 
 // Status takes a snapshot; once a second is fine, once a request is not.
 func (a *Authenticator) Status() Status {
 	mapping := a.mapping.Load()
+	var unlink *invalidator.UnlinkStats
+	if a.unlinker != nil {
+		stats := a.unlinker.Stats()
+		unlink = &stats
+	}
 	return Status{
 		Node: a.node.Status(), Mapped: a.catalog.Load() != nil, Watched: mapping != nil && mapping.fits,
-		Failing: a.failing.Load(), L2: a.l2 != nil, Stats: a.Stats(), Usage: a.usage.status(),
+		Failing: a.failing.Load(), L2: a.l2 != nil, Stats: a.Stats(), Usage: a.usage.status(), Unlink: unlink,
 	}
 }
 

@@ -77,7 +77,9 @@ type reading struct {
 func (a *Authenticator) read(ctx context.Context, kind event.Kind, batch []*flight) (*reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.LoadTimeout)
 	defer cancel()
+	defer func(begun time.Time) { a.count.queryTook.Took(time.Since(begun)) }(time.Now())
 	a.count.queries.Add(1)
+	a.count.batch.Observe(float64(len(batch)))
 	a.count.queriedRefs.Add(uint64(len(batch)))
 	raise(&a.count.largestBatch, uint64(len(batch)))
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/internal/histogram"
 )
 
 // Stats are counts since the Authenticator was made, and a few levels.
@@ -54,6 +55,9 @@ type Stats struct {
 	Organizations int
 	Negative      int // of what opens nothing
 	Waiting       int // requests waiting for a load
+
+	QueryTook histogram.Snapshot // seconds of a query to the primary, the wait for a connection included
+	Batch     histogram.Snapshot // refs of a query
 }
 
 // counters are what Stats is made from. The hit counter is striped, since it
@@ -70,6 +74,8 @@ type counters struct {
 	l2Reads, l2Refused, l2Unopened, l2Foreign, l2Errors, l2Writes, l2Dropped atomic.Uint64
 
 	auditSamples, auditStale, auditErrors atomic.Uint64
+
+	queryTook, batch *histogram.Histogram
 }
 
 const stripeCount = 64
@@ -123,6 +129,8 @@ func (a *Authenticator) Stats() Stats {
 
 		Keys: a.l1.keys.EstimatedSize(), Organizations: a.l1.organizations.EstimatedSize(),
 		Negative: a.l1.negative.EstimatedSize(), Waiting: a.desk.waitingNow(),
+
+		QueryTook: c.queryTook.Snapshot(), Batch: c.batch.Snapshot(),
 	}
 	if a.l2 != nil {
 		s.L2Open, s.L2Opened = a.l2.breaker.state()
@@ -141,6 +149,7 @@ func (s Status) Reply(version string, started time.Time) event.StatusReply {
 		"audit_samples": s.Stats.AuditSamples, "audit_stale": s.Stats.AuditStale,
 		"keys": uint64(max(s.Stats.Keys, 0)), "organizations": uint64(max(s.Stats.Organizations, 0)), "negative": uint64(max(s.Stats.Negative, 0)),
 		"failing": bit(s.Failing), "l2": bit(s.L2),
+		"usage_written": s.Usage.Written, "usage_dropped": s.Usage.Dropped, "usage_waiting": uint64(max(s.Usage.Waiting, 0)),
 	})
 	return r
 }

@@ -165,8 +165,7 @@ func (l *loop) offer(ev event.Event) verdict {
 	v := l.state.apply(ev)
 	switch v {
 	case verdictNext:
-		l.stats.events.Add(1)
-		l.stats.refs.Add(uint64(ev.Refs()))
+		l.stats.took(ev)
 	case verdictOld:
 		l.stats.old.Add(1)
 	case verdictForeign:
@@ -205,8 +204,7 @@ func (l *loop) drainHeld() {
 	l.held.drain(l.state.mark().Epoch, func(ev event.Event) verdict {
 		v := l.state.apply(ev)
 		if v == verdictNext {
-			l.stats.events.Add(1)
-			l.stats.refs.Add(uint64(ev.Refs()))
+			l.stats.took(ev)
 		}
 		return v
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/internal/histogram"
 )
 
 // ErrClosed is returned by Run when the NATS connection was closed for good:
@@ -60,6 +61,7 @@ func New(nc *nats.Conn, cache Cache, cfg Config) (*Node, error) {
 		state: newState(cache, cfg.MaxFloors),
 		now:   func() Instant { return InstantOf(time.Now()) },
 	}
+	n.stats.applied = histogram.New(histogram.Seconds)
 	if cfg.Observer != nil {
 		n.state.observer = cfg.Observer
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/internal/histogram"
 )
 
 // Phase is where a node stands.
@@ -29,6 +30,7 @@ type Status struct {
 	Floors       int // refs with a floor of their own
 	LeaseLeft    time.Duration
 	Connected    bool
+	MaxStaleness time.Duration
 	Stats        Stats
 }
 
@@ -62,6 +64,10 @@ type Stats struct {
 	Overflow     uint64 // held-back events that the backlog could not take
 	FillsRefused uint64 // rule 16
 	AdmitRefused uint64 // rule 18
+
+	// CommitToApplied is, in seconds, from the oldest change of an event, by the clock of
+	// Postgres, to its being applied, by the clock here: for people.
+	CommitToApplied histogram.Snapshot
 }
 
 // Resets is the number of resets for any reason.
@@ -101,6 +107,20 @@ type counters struct {
 	asks, replies, refused, unanswered, badReplies, leasesLost atomic.Uint64
 	reports, poison, newer, dropped, overflow                  atomic.Uint64
 	resets                                                     [resetReasons]atomic.Uint64
+	applied                                                    *histogram.Histogram
+}
+
+// took counts an applied event.
+func (c *counters) took(ev event.Event) {
+	c.events.Add(1)
+	c.refs.Add(uint64(ev.Refs()))
+	oldest := ev.Changes[0].At // there is one
+	for _, change := range ev.Changes[1:] {
+		if change.At.Before(oldest) {
+			oldest = change.At
+		}
+	}
+	c.applied.Took(time.Since(oldest))
 }
 
 // Status takes a snapshot. It locks the node for a moment; once a second is
@@ -109,7 +129,7 @@ func (n *Node) Status() Status {
 	s := Status{
 		Node:      n.cfg.Name,
 		LeaseLeft: n.Lease().Left(n.now()),
-		Connected: n.nc.IsConnected(),
+		Connected: n.nc.IsConnected(), MaxStaleness: n.cfg.MaxStaleness,
 		Stats: Stats{
 			Events: n.stats.events.Load(), Refs: n.stats.refs.Load(), Old: n.stats.old.Load(),
 			Foreign: n.stats.foreign.Load(), Gaps: n.stats.gaps.Load(),
@@ -120,7 +140,7 @@ func (n *Node) Status() Status {
 			Asks: n.stats.asks.Load(), Replies: n.stats.replies.Load(), Refused: n.stats.refused.Load(),
 			Unanswered: n.stats.unanswered.Load(), BadReplies: n.stats.badReplies.Load(), LeasesLost: n.stats.leasesLost.Load(),
 			Reports: n.stats.reports.Load(), Poison: n.stats.poison.Load(), Newer: n.stats.newer.Load(),
-			Dropped: n.stats.dropped.Load(), Overflow: n.stats.overflow.Load(),
+			Dropped: n.stats.dropped.Load(), Overflow: n.stats.overflow.Load(), CommitToApplied: n.stats.applied.Snapshot(),
 		},
 	}
 	n.state.describe(&s)

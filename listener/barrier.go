@@ -135,7 +135,10 @@ func (r *barrierRound) run(ctx context.Context) {
 	for {
 		now := time.Now()
 		if done := r.doneAt(); !now.Before(done) {
-			r.endAll(func(ask *barrierAsk) { r.t.send(ask.reply, encode(r.receipt(ask, now))) })
+			r.endAll(func(ask *barrierAsk) {
+				l.status.barrier(true, now.Sub(ask.arrived))
+				r.t.send(ask.reply, encode(r.receipt(ask, now)))
+			})
 			return
 		}
 		r.expire(now)
@@ -234,6 +237,7 @@ func (r *barrierRound) expire(now time.Time) {
 		if now.Before(r.settled) {
 			receipt.Error += "; leases of the leader before may still run"
 		}
+		r.t.s.l.status.barrier(false, now.Sub(ask.arrived))
 		r.t.send(ask.reply, encode(receipt))
 		return true
 	})

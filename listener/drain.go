@@ -178,6 +178,25 @@ func timestamp(b []byte) time.Time {
 	return time.Now().UTC()
 }
 
+// sqlOutbox counts as far as OutboxCounted: the log has no index, and a backlog
+// may be a million rows.
+const sqlOutbox = `SELECT count(*), COALESCE(extract(epoch FROM clock_timestamp() - min(at)), 0)::float8, pg_notification_queue_usage()
+	FROM (SELECT at FROM authfence.change LIMIT 100000) AS c`
+
+// measure looks how long the outbox is, for people.
+func (t *term) measure(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, t.s.drainTimeout())
+	defer cancel()
+	var o Outbox
+	var seconds float64
+	if err := t.s.conn.QueryRow(ctx, sqlOutbox).Scan(&o.Rows, &seconds, &o.NotifyUsage); err != nil {
+		return explain("measure outbox", err)
+	}
+	o.Oldest = time.Duration(seconds * float64(time.Second))
+	t.s.l.status.outbox(o)
+	return nil
+}
+
 // peek looks, without a transaction id being spent, whether there is anything
 // to drain and whether this term still stands; and ends the lingering when all
 // who relied on a promise have ended, by the same snapshot.

@@ -64,6 +64,7 @@ func newTerm(s *session, found takeover) *term {
 		aside:       newAside(s.promise != nil, s.l.settings.Gather, time.Now()),
 	}
 	if len(found.renewed) > 0 {
+		s.l.status.update(func(now *Status) { now.Epochs++ })
 		s.l.log.Info("a fresh epoch begins", "term", t.number, "epoch", t.epoch.String(), "changed", found.renewed)
 	}
 	s.l.log.Info("leading", "term", t.number, "epoch", t.epoch.String(), "position", t.committed)
@@ -210,6 +211,9 @@ func (t *term) takeWaiting() {
 // selfCheck is what a leader looks after every few seconds.
 func (t *term) selfCheck(ctx context.Context) error {
 	if err := t.verifyTriggers(ctx); err != nil {
+		return err
+	}
+	if err := t.measure(ctx); err != nil {
 		return err
 	}
 	now := time.Now()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/authfence/authfence/event"
+	"github.com/authfence/authfence/internal/histogram"
 )
 
 // Role is what a listener does at the moment.
@@ -53,9 +54,28 @@ type Status struct {
 	StreamProblem   string
 	StreamDiffers   []string
 
+	Outbox Outbox // as the leader found it when it last looked after the triggers
+	Epochs uint64 // epochs begun
+
+	Barriers      uint64 // answered with a whole receipt
+	BarriersUnmet uint64 // answered before it was one
+
+	DrainRows   histogram.Snapshot // of drains that found something
+	BarrierTook histogram.Snapshot // seconds from an ask to its receipt, whole or not
+
 	SessionsEnded map[string]uint64 // by reason
 	LastProblem   string            // of the last session that failed; empty while one works
 }
+
+// Outbox is the change log as it was at a moment.
+type Outbox struct {
+	Rows        int           // counted up to OutboxCounted
+	Oldest      time.Duration // age of the oldest of them
+	NotifyUsage float64       // of Postgres's queue of notifications, 0 to 1
+}
+
+// OutboxCounted is how far the rows of a long outbox are counted.
+const OutboxCounted = 100_000
 
 // NodeStatus is a node as the leader knows it.
 type NodeStatus struct {
@@ -73,10 +93,13 @@ type status struct {
 	notify bool
 	worked bool
 	term   *term
+
+	drainRows, barrierTook *histogram.Histogram
 }
 
 func (s *status) begin(notify bool) {
 	s.now.Role, s.now.Since, s.notify = RoleStopped, time.Now(), notify
+	s.drainRows, s.barrierTook = histogram.New(histogram.Sizes), histogram.New(histogram.Seconds)
 	s.now.SessionsEnded = make(map[string]uint64)
 }
 
@@ -102,7 +125,7 @@ func (s *status) become(role Role) bool {
 	}
 	if role != RoleLeader {
 		s.term = nil
-		s.now.Term, s.now.Backlog, s.now.Polling, s.now.TriggerProblems, s.now.TriggerWarnings = 0, false, false, nil, nil
+		s.now.Term, s.now.Backlog, s.now.Polling, s.now.TriggerProblems, s.now.TriggerWarnings, s.now.Outbox = 0, false, false, nil, nil, Outbox{}
 	}
 	return changed
 }
@@ -148,7 +171,23 @@ func (s *status) answered(answered, refused int) {
 	})
 }
 
+func (s *status) outbox(o Outbox) { s.update(func(now *Status) { now.Outbox = o }) }
+
+func (s *status) barrier(whole bool, took time.Duration) {
+	s.barrierTook.Took(took)
+	s.update(func(now *Status) {
+		if whole {
+			now.Barriers++
+		} else {
+			now.BarriersUnmet++
+		}
+	})
+}
+
 func (s *status) drained(committed event.Position, d drained, took time.Duration) {
+	if d.rows > 0 {
+		s.drainRows.Observe(float64(d.rows))
+	}
 	s.update(func(now *Status) {
 		now.Drains++
 		now.Changes += uint64(d.rows)
@@ -193,6 +232,7 @@ func (l *Listener) Status() Status {
 	l.status.mu.Lock()
 	now, term, notify := l.status.now, l.status.term, l.status.notify
 	now.SessionsEnded = maps.Clone(now.SessionsEnded)
+	now.DrainRows, now.BarrierTook = l.status.drainRows.Snapshot(), l.status.barrierTook.Snapshot()
 	l.status.mu.Unlock()
 	if term != nil {
 		now.Nodes = term.nodes.list(time.Now())
@@ -207,6 +247,13 @@ func (l *Listener) Status() Status {
 		now.Notify = "away"
 	}
 	return now
+}
+
+func bit(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Ready reports whether this listener does its part, as leader or as standby,
@@ -236,6 +283,8 @@ func (s Status) Reply(name, version string, started time.Time) event.StatusReply
 		Counts: map[string]uint64{
 			"drains": s.Drains, "changes": s.Changes, "events": s.Events, "poison": s.Poison,
 			"asks_answered": s.AsksAnswered, "asks_refused": s.AsksRefused, "nodes": uint64(len(s.Nodes)),
+			"outbox_rows": uint64(max(s.Outbox.Rows, 0)), "outbox_oldest_ms": uint64(max(s.Outbox.Oldest, 0).Milliseconds()),
+			"notify_queue_ppm": uint64(1e6 * max(s.Outbox.NotifyUsage, 0)), "polling": bit(s.Polling),
 			"last_drain_us": uint64(max(s.LastDrainTook, 0).Microseconds()), "last_lag_us": uint64(max(s.LastLag, 0).Microseconds()),
 		},
 	}
