@@ -12,10 +12,13 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/authfence/authfence/observe/metrics"
 )
 
 type healthFlags struct {
-	Health   string `default:"127.0.0.1:7601" placeholder:"HOST:PORT" help:"Where /healthz (alive) and /readyz (does its work, with the reason when not) answer; empty for nowhere."`
+	Health   string `default:"127.0.0.1:7601" placeholder:"HOST:PORT" help:"Where /healthz (alive), /readyz (does its work, with the reason when not) and /metrics (Prometheus) answer; empty for nowhere."`
 	Announce bool   `hidden:"" env:"-" help:"Print the health address on stdout once it answers."`
 }
 
@@ -25,7 +28,7 @@ type readiness func() (ready bool, reason string, details any)
 
 // serveHealth answers until ctx ends. It returns once the address is taken and the
 // service manager knows; call it last before the work. wait joins the server.
-func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness) (wait func() error, err error) {
+func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness, figures prometheus.Collector) (wait func() error, err error) {
 	if f.Health == "" {
 		tellServiceManager(s.log)
 		return func() error { return nil }, nil
@@ -48,6 +51,7 @@ func (f healthFlags) serveHealth(ctx context.Context, s *stage, ready readiness)
 		}
 		writeHealth(w, status, body)
 	})
+	mux.Handle("GET /metrics", metrics.Handler(buildVersion(), figures))
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 2 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx },

@@ -12,6 +12,7 @@ import (
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/observe"
+	"github.com/authfence/authfence/observe/metrics"
 )
 
 type invalidateCommand struct {
@@ -19,7 +20,7 @@ type invalidateCommand struct {
 	redisFlags
 	postgresFlags
 	sidecarFlags
-	Health   string `default:"127.0.0.1:7602" placeholder:"HOST:PORT" help:"Where /healthz (alive) and /readyz (fresh, with the reason when not) answer; empty for nowhere."`
+	Health   string `default:"127.0.0.1:7602" placeholder:"HOST:PORT" help:"Where /healthz (alive), /readyz (fresh, with the reason when not) and /metrics (Prometheus) answer; empty for nowhere."`
 	Announce bool   `hidden:"" env:"-"`
 
 	Name         string        `placeholder:"NAME" help:"Name of this node in leases, receipts and logs, unique among the living (default: host and process)."`
@@ -73,10 +74,11 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	group, running := errgroup.WithContext(ctx)
+	var unlinker *invalidator.Unlinker
 	if client != nil {
 		defer client.Close()
 		key := func(ref event.Ref) string { return authlib.RedisKey(c.RedisPrefix, ref) }
-		unlinker, err := invalidator.NewUnlinker(nc, client, key, invalidator.UnlinkConfig{
+		unlinker, err = invalidator.NewUnlinker(nc, client, key, invalidator.UnlinkConfig{
 			Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, Durable: c.Unlinker, Logger: s.log,
 		})
 		if err != nil {
@@ -87,7 +89,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	wait, err := healthFlags{Health: c.Health, Announce: c.Announce}.serveHealth(ctx, s, func() (bool, string, any) {
 		status := node.Status()
 		return status.Phase == invalidator.Fresh, string(status.Phase) + ": " + status.Reason, status
-	})
+	}, metrics.Invalidator(node.Status, unlinker))
 	if err != nil {
 		return err
 	}

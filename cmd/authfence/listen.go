@@ -11,6 +11,7 @@ import (
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/listener"
 	"github.com/authfence/authfence/observe"
+	"github.com/authfence/authfence/observe/metrics"
 )
 
 type listenCommand struct {
@@ -71,7 +72,7 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 	wait, err := c.serveHealth(ctx, s, func() (bool, string, any) {
 		ok, reason := l.Ready()
 		return ok, reason, l.Status()
-	})
+	}, metrics.Listener(l.Status))
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/gateway"
 	"github.com/authfence/authfence/invalidator"
+	"github.com/authfence/authfence/observe/metrics"
 )
 
 // sidecarFlags are for an invalidator that answers services itself.
@@ -127,7 +128,7 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 	wait, err := healthFlags{Health: c.Health, Announce: c.Announce}.serveHealth(health, s, func() (bool, string, any) {
 		status := auth.Status()
 		return status.Node.Phase == invalidator.Fresh, string(status.Node.Phase) + ": " + status.Node.Reason, status
-	})
+	}, metrics.Node(auth.Status))
 	if err != nil {
 		return err
 	}

@@ -21,10 +21,13 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/authfence/authfence/authlib"
+	"github.com/authfence/authfence/observe/metrics"
 )
 
 func main() {
@@ -123,6 +126,9 @@ func routes(auth *authlib.Authenticator) http.Handler {
 		// is no reason to take it out of the load balancer.
 		fmt.Fprintln(w, auth.Status().Node.Phase)
 	})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(metrics.Node(auth.Status))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	return mux
 }
 
