@@ -74,7 +74,7 @@ clean: ## Remove what was built, and cached test results.
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-test:
-	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd,nginx,caddy
+	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd,nginx,caddy,prometheus
 prepare-chaos:
 	@$(GO) run ./internal/testenv/prepare -with pooler
 prepare-bench:

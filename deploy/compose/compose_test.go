@@ -5,6 +5,7 @@ package compose_test
 import (
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -113,7 +114,10 @@ func TestCompose_EveryServiceIsSound(t *testing.T) {
 			}
 		}
 		for _, volume := range s.Volumes {
-			if source, _, _ := strings.Cut(volume, ":"); !has(file.Volumes, source) {
+			source, _, _ := strings.Cut(volume, ":")
+			if _, err := os.Stat(filepath.Join(root, source)); strings.HasPrefix(source, "./") && err != nil {
+				t.Errorf("%s: %v", name, err)
+			} else if !strings.HasPrefix(source, "./") && !has(file.Volumes, source) {
 				t.Errorf("%s: volume %s is not declared", name, source)
 			}
 		}

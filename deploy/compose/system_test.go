@@ -48,7 +48,7 @@ func (s *system) command(name, address string, argv ...string) *exec.Cmd {
 	cmd.Dir = s.t.TempDir() // no authfence.yaml
 	cmd.Env = []string{"AUTHFENCE_HEALTH=" + address}
 	for key, value := range s.file.Services[name].Environment {
-		if key == "ORDERS_LISTEN" {
+		if key == "ORDERS_LISTEN" || key == "AUTHFENCE_HEALTH" { // never off loopback here
 			value = address
 		}
 		cmd.Env = append(cmd.Env, key+"="+s.replace.Replace(value))

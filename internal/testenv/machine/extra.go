@@ -57,6 +57,11 @@ var extras = map[string]extra{
 		mend:  "`apt-get install haproxy` (Debian, Ubuntu) or `dnf install haproxy` (Fedora)",
 		found: func(context.Context) bool { return onPath("haproxy", "/usr/sbin/haproxy") },
 	},
+	"prometheus": {
+		what: "Prometheus, by which alerts and dashboard are tested, is", packages: []string{"prometheus"},
+		mend:  "`apt-get install prometheus` (Debian, Ubuntu) or `dnf install golang-github-prometheus` (Fedora)",
+		found: func(context.Context) bool { return onPath("prometheus") && onPath("promtool") },
+	},
 	"fastapi": {
 		what:     "FastAPI with uvicorn and httpx for the system's python3, which examples/fastapi needs, is",
 		packages: []string{"python3", "python3-fastapi", "python3-uvicorn", "python3-httpx"},
