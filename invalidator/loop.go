@@ -41,6 +41,7 @@ type loop struct {
 	gapAt     event.Mark
 
 	hadLease   bool
+	leaseLost  time.Time // zero: never
 	dropped    int // messages that the connection had to drop, as last seen
 	poisonWarn time.Time
 	newerWarn  time.Time
@@ -350,12 +351,18 @@ func (l *loop) noteLease() {
 		l.fresh.announce()
 		if !l.hadLease {
 			l.hadLease = true
-			l.log.Info("lease gained", "position", l.state.mark().String(), "left", l.Lease().Left(l.now()))
+			said := []any{"position", l.state.mark().String(), "left", l.Lease().Left(l.now())}
+			if !l.leaseLost.IsZero() {
+				said = append(said, "without_one_for", time.Since(l.leaseLost).Round(time.Millisecond))
+			}
+			l.log.Info("lease gained", said...)
 		}
 	case l.hadLease:
 		l.hadLease = false
 		l.stats.leasesLost.Add(1)
-		l.log.Info("lease lost", "position", l.state.mark().String(), "reason", l.why())
+		l.leaseLost = time.Now()
+		l.log.Info("lease lost: until the next one entries live for max_staleness only", "position", l.state.mark().String(),
+			"reason", l.why(), "max_staleness", l.cfg.MaxStaleness)
 	}
 }
 

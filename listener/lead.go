@@ -34,6 +34,7 @@ type term struct {
 	first       triggerCheck  // of the takeover
 	rounds      chan struct{} // one token a running round of barriers
 	aside       aside
+	toldLate    time.Time // when tellLate last spoke
 }
 
 // arrival is an ask as NATS delivered it.
@@ -174,6 +175,7 @@ func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) err
 	end := time.Now()
 	pace.drained(start, end, d)
 	t.s.l.status.drained(t.committed, d, end.Sub(start))
+	t.tellLate(d, end)
 	t.weigh(end, d.rows > 0)
 	if d.more {
 		return nil // rows may be left that were committed before the asks
@@ -264,4 +266,21 @@ func earlier(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// What tellLate calls late, and how often it says so at most.
+const (
+	lateAfter = time.Second
+	latePause = 10 * time.Second
+)
+
+// tellLate says how late changes were that waited, for whoever reads in the log
+// what an incident did. Those of a long transaction count from their writing, too:
+// when it was committed no row knows.
+func (t *term) tellLate(d drained, now time.Time) {
+	if d.rows == 0 || d.lag < lateAfter || now.Sub(t.toldLate) < latePause {
+		return
+	}
+	t.toldLate = now
+	t.s.l.log.Info("changes published late", "changes", d.rows, "more", d.more, "oldest_written_ago", d.lag.Round(time.Millisecond))
 }
