@@ -54,6 +54,8 @@ func TestOutage_NATSDownFromTheStart(t *testing.T) {
 func TestOutage_ClosedNATSConnectionIsNoReasonToRefuse(t *testing.T) {
 	s := newScene(t)
 	cfg := s.config(t)
+	heard := &warnings{Handler: slog.DiscardHandler}
+	cfg.Logger = slog.New(heard)
 	a, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +68,7 @@ func TestOutage_ClosedNATSConnectionIsNoReasonToRefuse(t *testing.T) {
 	token := newToken()
 	s.newKey(token)
 	mustAuth(t, a, token)
+	eventually(t, "the closed connection is noticed", func() bool { return len(heard.about("closed for good")) > 0 })
 	cancel()
 	if err := <-done; err == nil {
 		t.Error("the closed connection was not reported")
