@@ -42,7 +42,7 @@ type loop struct {
 
 	hadLease   bool
 	leaseLost  time.Time // zero: never
-	dropped    int // messages that the connection had to drop, as last seen
+	dropped    int       // messages that the connection had to drop, as last seen
 	poisonWarn time.Time
 	newerWarn  time.Time
 

@@ -30,6 +30,10 @@ type Config struct {
 	// Stream describes the JetStream stream that keeps events for replay.
 	Stream StreamConfig
 
+	// Audit describes the stream that keeps what nodes say of when they applied
+	// which events, beside the events. Nothing rests on it.
+	Audit AuditConfig
+
 	// MaxStaleness is the bound that a barrier assumes of processes it has
 	// never heard of: the max_staleness of the nodes. Default 2 s.
 	MaxStaleness time.Duration
@@ -100,6 +104,22 @@ type StreamConfig struct {
 	CheckInterval time.Duration
 }
 
+// AuditConfig describes the stream of the audit. It has the replicas, the domain
+// and the check interval of the other one.
+type AuditConfig struct {
+	// Off: none is made.
+	Off bool
+
+	// Name of the stream. Default: that of the other, with "_AUDIT".
+	Name string
+
+	// MaxAge is how long it keeps what it has. Default 30 days.
+	MaxAge time.Duration
+
+	// MaxBytes bounds it on disk. Default 1 GiB.
+	MaxBytes int64
+}
+
 // DefaultConfig is the configuration of a listener of which only PostgresURL is
 // missing.
 func DefaultConfig() Config {
@@ -119,6 +139,9 @@ func (c Config) withDefaults() Config {
 	set(&c.Stream.MaxAge, 24*time.Hour)
 	set(&c.Stream.MaxBytes, 1<<30)
 	set(&c.Stream.CheckInterval, 5*time.Second)
+	set(&c.Audit.Name, c.Stream.Name+"_AUDIT")
+	set(&c.Audit.MaxAge, 30*24*time.Hour)
+	set(&c.Audit.MaxBytes, 1<<30)
 	set(&c.MaxStaleness, 2*time.Second)
 	set(&c.MaxLease, c.MaxStaleness)
 	set(&c.SessionTimeout, 1500*time.Millisecond)
@@ -179,6 +202,9 @@ func (c Config) complete() (settings, error) {
 		{field: "Stream.MaxAge", value: c.Stream.MaxAge, ok: c.Stream.MaxAge >= time.Second, mend: "want at least 1s"},
 		{field: "Stream.MaxBytes", value: c.Stream.MaxBytes, ok: c.Stream.MaxBytes >= 1<<20, mend: "want at least 1 MiB"},
 		{field: "Stream.CheckInterval", value: c.Stream.CheckInterval, ok: c.Stream.CheckInterval >= 10*time.Millisecond, mend: "want at least 10ms"},
+		{field: "Audit.Name", value: c.Audit.Name, ok: validStreamName(c.Audit.Name) && c.Audit.Name != c.Stream.Name, mend: "want a name without spaces, dots, slashes, * or >, and not that of Stream"},
+		{field: "Audit.MaxAge", value: c.Audit.MaxAge, ok: c.Audit.MaxAge >= time.Second, mend: "want at least 1s"},
+		{field: "Audit.MaxBytes", value: c.Audit.MaxBytes, ok: c.Audit.MaxBytes >= 1<<20, mend: "want at least 1 MiB"},
 		{field: "MaxStaleness", value: c.MaxStaleness, ok: c.MaxStaleness >= 10*time.Millisecond && c.MaxStaleness <= time.Hour, mend: "want 10ms to 1h"},
 		{field: "MaxLease", value: c.MaxLease, ok: c.MaxLease >= c.MaxStaleness && c.MaxLease <= time.Hour, mend: "want MaxStaleness to 1h"},
 		{field: "SessionTimeout", value: c.SessionTimeout, ok: c.SessionTimeout >= 100*time.Millisecond && c.SessionTimeout <= time.Hour, mend: "want 100ms to 1h"},

@@ -53,6 +53,8 @@ type Status struct {
 	TriggerWarnings []string
 	StreamProblem   string
 	StreamDiffers   []string
+	AuditProblem    string   // why the audit is not kept; nothing else depends on it
+	AuditDiffers    []string // the same of its stream
 
 	Outbox Outbox // as the leader found it when it last looked after the triggers
 	Epochs uint64 // epochs begun
@@ -223,6 +225,15 @@ func (s *status) stream(err error, differs []string) {
 		now.StreamProblem, now.StreamDiffers = "", differs
 		if err != nil {
 			now.StreamProblem = err.Error()
+		}
+	})
+}
+
+func (s *status) audit(err error, differs []string) {
+	s.update(func(now *Status) {
+		now.AuditProblem, now.AuditDiffers = "", differs
+		if err != nil {
+			now.AuditProblem = err.Error()
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -19,16 +20,22 @@ var ErrStream = errors.New("nats cannot keep the stream of events")
 // streamTimeout bounds one question to JetStream.
 const streamTimeout = 3 * time.Second
 
-// streamKeeper sees to it that the stream exists. It remembers over sessions
-// what it has said, so that each finding is logged once.
+// streamKeeper sees to it that the streams exist. It remembers over sessions what
+// it has said, so that each finding is logged once.
 type streamKeeper struct {
-	said string
+	said, saidOfAudit string
+	auditAt           time.Time // when that stream is looked at next
 }
 
-// keep looks after the stream for as long as we lead.
+// auditPause is how long the stream of the audit is left alone after an error:
+// nothing rests on it, and a server that refuses says so in its log each time.
+const auditPause = time.Minute
+
+// keep looks after the streams for as long as we lead.
 func (k *streamKeeper) keep(ctx context.Context, l *Listener) {
 	for {
 		_ = k.check(ctx, l, false)
+		k.checkAudit(ctx, l)
 		timer := time.NewTimer(l.settings.Stream.CheckInterval)
 		select {
 		case <-timer.C:
@@ -47,36 +54,67 @@ func (k *streamKeeper) check(ctx context.Context, l *Listener, strict bool) erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
 	defer cancel()
-	made, differs, err := l.ensureStream(ctx)
+	made, differs, err := l.ensureStream(ctx, l.settings.streamConfig())
 	switch {
 	case errors.Is(err, ErrStream) && strict && !l.status.everWorked():
 		return err
 	case err != nil:
 		if context.Cause(ctx) == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			k.say(l, "stream could not be checked: nodes that miss an event begin anew instead of replaying",
+			say(l, &k.said, "stream could not be checked: nodes that miss an event begin anew instead of replaying",
 				err.Error(), "err", err)
 		}
 	case made:
 		l.log.Info("stream created", "stream", l.settings.Stream.Name, "subject", l.subjects.Event())
 		k.said = ""
-	case len(differs) > 0:
-		text := strings.Join(differs, "; ")
-		k.say(l, "stream differs from the configuration: change one of the two, for instance with nats stream edit",
-			text, "stream", l.settings.Stream.Name, "differs", text)
 	default:
-		k.said = ""
+		sayDiffers(l, &k.said, l.settings.Stream.Name, differs)
 	}
 	l.status.stream(err, differs)
 	return nil
 }
 
-// say warns once about each finding.
-func (k *streamKeeper) say(l *Listener, message, finding string, arguments ...any) {
-	if k.said == finding {
+// checkAudit does the same for the stream of the audit, which nobody waits for.
+func (k *streamKeeper) checkAudit(ctx context.Context, l *Listener) {
+	if l.settings.Audit.Off || !l.nc.IsConnected() || time.Now().Before(k.auditAt) {
 		return
 	}
-	k.said = finding
+	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
+	defer cancel()
+	made, differs, err := l.ensureStream(ctx, l.settings.auditConfig())
+	switch {
+	case err != nil:
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return
+		}
+		k.auditAt = time.Now().Add(auditPause/2 + rand.N(auditPause)) // #nosec G404 -- jitter
+		say(l, &k.saidOfAudit, "the audit is not kept: authfence receipts will not know of these changes", err.Error(), "err", err,
+			"stream", l.settings.Audit.Name)
+	case made:
+		l.log.Info("stream of the audit created", "stream", l.settings.Audit.Name, "max_age", l.settings.Audit.MaxAge)
+		k.saidOfAudit = ""
+	default:
+		sayDiffers(l, &k.saidOfAudit, l.settings.Audit.Name, differs)
+	}
+	l.status.audit(err, differs)
+}
+
+// say warns once about each finding.
+func say(l *Listener, said *string, message, finding string, arguments ...any) {
+	if *said == finding {
+		return
+	}
+	*said = finding
 	l.log.Warn(message, arguments...)
+}
+
+func sayDiffers(l *Listener, said *string, stream string, differs []string) {
+	if len(differs) == 0 {
+		*said = ""
+		return
+	}
+	text := strings.Join(differs, "; ")
+	say(l, said, "stream differs from the configuration: change one of the two, for instance with nats stream edit",
+		text, "stream", stream, "differs", text)
 }
 
 // streamConfig is of a Config that has its defaults.
@@ -100,9 +138,20 @@ func (c Config) streamConfig() jetstream.StreamConfig {
 	}
 }
 
+// auditConfig is of the stream that keeps, beside the events, what nodes say of
+// when they applied them. It takes the events from the other stream, since no two
+// streams may take the same subject.
+func (c Config) auditConfig() jetstream.StreamConfig {
+	s := c.streamConfig()
+	s.Name, s.Description = c.Audit.Name, "authfence: what changed, and when it was in force on which node"
+	s.Subjects = []string{c.Subjects.Applied()}
+	s.Sources = []*jetstream.StreamSource{{Name: c.Stream.Name}}
+	s.MaxAge, s.MaxBytes = c.Audit.MaxAge, c.Audit.MaxBytes
+	return s
+}
+
 // ensureStream creates the stream if it is missing, and compares it otherwise.
-func (l *Listener) ensureStream(ctx context.Context) (made bool, differs []string, err error) {
-	want := l.settings.streamConfig()
+func (l *Listener) ensureStream(ctx context.Context, want jetstream.StreamConfig) (made bool, differs []string, err error) {
 	stream, err := l.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		stream, err = l.js.CreateStream(ctx, want)
@@ -144,6 +193,7 @@ func streamDifferences(want, have jetstream.StreamConfig) []string {
 	if !slices.Equal(want.Subjects, have.Subjects) {
 		compare("subjects", want.Subjects, have.Subjects)
 	}
+	compare("sources", sourceNames(want.Sources), sourceNames(have.Sources))
 	compare("retention", want.Retention, have.Retention)
 	compare("discard", want.Discard, have.Discard)
 	compare("storage", want.Storage, have.Storage)
@@ -155,4 +205,11 @@ func streamDifferences(want, have jetstream.StreamConfig) []string {
 	compare("replicas", want.Replicas, have.Replicas)
 	compare("allow_direct", want.AllowDirect, have.AllowDirect)
 	return differs
+}
+
+func sourceNames(sources []*jetstream.StreamSource) (names []string) {
+	for _, s := range sources {
+		names = append(names, s.Name)
+	}
+	return names
 }

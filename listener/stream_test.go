@@ -92,6 +92,92 @@ func TestStream_RecreatedWhenDeleted(t *testing.T) {
 	})
 }
 
+// The stream of the audit has the events, too, and what nodes tell; also when it,
+// or the one that it takes the events from, was deleted.
+func TestAudit_IsKeptBesideTheEvents(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	e.lead(func(c *listener.Config) {
+		c.Stream.CheckInterval, c.Audit.MaxAge, c.Audit.MaxBytes = 20*time.Millisecond, 48*time.Hour, 2<<20
+	})
+	js := e.jetStream()
+	has := func(subject string, n uint64) func() bool {
+		return func() bool {
+			stream, err := js.Stream(e.context(), "AUTHFENCE_AUDIT")
+			if err != nil {
+				return false
+			}
+			info, err := stream.Info(e.context(), jetstream.WithSubjectFilter(subject))
+			return err == nil && info.State.Subjects[subject] >= n
+		}
+	}
+	e.change("a")
+	body, err := event.EncodeMessage(event.AppliedLog{Node: "n", Epoch: 1, Events: []event.Applied{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the event is in the audit", has(event.Subjects{}.Event(), 1))
+	if err := e.nc.Publish(event.Subjects{}.Applied(), body); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what a node tells is in the audit", has(event.Subjects{}.Applied(), 1))
+	stream, err := js.Stream(e.context(), "AUTHFENCE_AUDIT")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := stream.CachedInfo().Config; c.MaxAge != 48*time.Hour || c.MaxBytes != 2<<20 || c.Storage != jetstream.FileStorage || c.Discard != jetstream.DiscardOld {
+		t.Errorf("stream %+v", c)
+	}
+	if err := js.DeleteStream(e.context(), "AUTHFENCE"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream is back", func() bool { _, err := js.Stream(e.context(), "AUTHFENCE"); return err == nil })
+	e.change("b")
+	eventually(t, "events go on into the audit", has(event.Subjects{}.Event(), 2))
+	if err := js.DeleteStream(e.context(), "AUTHFENCE_AUDIT"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is made again", func() bool { _, err := js.Stream(e.context(), "AUTHFENCE_AUDIT"); return err == nil })
+}
+
+// Nothing waits for the audit, and without it nothing is amiss but the audit.
+func TestAudit_ThatCannotBeKeptStopsNothing(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	js := e.jetStream()
+	if _, err := js.CreateStream(e.context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{event.Subjects{}.Applied()}}); err != nil {
+		t.Fatal(err)
+	}
+	r := e.read()
+	l := e.lead()
+	s := l.await(t, "it is said", func(s listener.Status) bool { return s.AuditProblem != "" })
+	if ready, reason := l.Ready(); !ready || s.StreamProblem != "" {
+		t.Errorf("ready %v, %s; stream: %s", ready, reason, s.StreamProblem)
+	}
+	e.change("a")
+	r.await("a")
+	if reply := e.ask("node-1", 2*time.Second); reply.Refused != "" {
+		t.Errorf("a lease was refused: %s", reply.Refused)
+	}
+}
+
+func TestAudit_IsNotKeptWhenItIsOff(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	js := e.jetStream()
+	r := e.read()
+	l := e.lead(func(c *listener.Config) { c.Audit.Off, c.Stream.CheckInterval = true, 10*time.Millisecond })
+	e.change("a")
+	r.await("a")
+	if err := js.DeleteStream(e.context(), "AUTHFENCE"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the streams were looked at again", func() bool { _, err := js.Stream(e.context(), "AUTHFENCE"); return err == nil })
+	if _, err := js.Stream(e.context(), "AUTHFENCE_AUDIT"); !errors.Is(err, jetstream.ErrStreamNotFound) || l.Status().AuditProblem != "" {
+		t.Errorf("the stream of the audit: %v", err)
+	}
+}
+
 func TestStream_MissingJetStreamIsAClearErrorAtTheStart(t *testing.T) {
 	t.Parallel()
 	e := &env{tb: t, url: migratedDatabase(t)}

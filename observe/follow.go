@@ -211,15 +211,30 @@ func (f *follower) readStream(ctx context.Context, since *time.Time, to event.Po
 
 // readOnce moves since along, so that the next attempt goes on from there.
 func (f *follower) readOnce(ctx context.Context, since *time.Time, to event.Position) error {
+	return scan(ctx, f.js, f.cfg.Stream, f.cfg.Subjects.Event(), *since, func(body []byte, stored time.Time) (more bool) {
+		*since = stored
+		ev, err := event.Decode(body)
+		if err != nil {
+			f.notice(Item{Notice: Unreadable, Err: err, Stored: stored})
+			return true
+		}
+		f.chain(ev, stored)
+		return to == (event.Position{}) || f.last.Position.Less(to)
+	})
+}
+
+// scan tells what a stream has of a subject from a time on to its end, or until
+// tell wants no more. It leaves nothing behind.
+func scan(ctx context.Context, js jetstream.JetStream, name, subject string, since time.Time, tell func(body []byte, stored time.Time) (more bool)) error {
 	asking, cancel := context.WithTimeout(ctx, streamWait)
 	defer cancel()
-	stream, err := f.js.Stream(asking, f.cfg.Stream)
+	stream, err := js.Stream(asking, name)
 	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", f.cfg.Stream, err)
+		return fmt.Errorf("look up stream %s: %w", name, err)
 	}
 	consumer, err := stream.CreateConsumer(asking, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: since,
-		AckPolicy: jetstream.AckNonePolicy, FilterSubject: f.cfg.Subjects.Event(),
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since,
+		AckPolicy: jetstream.AckNonePolicy, FilterSubject: subject,
 		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1,
 	})
 	if err != nil {
@@ -231,24 +246,22 @@ func (f *follower) readOnce(ctx context.Context, since *time.Time, to event.Posi
 		_ = stream.DeleteConsumer(end, consumer.CachedInfo().Name) // or its threshold ends it
 	}()
 	for pending := consumer.CachedInfo().NumPending; pending > 0; {
-		batch, err := consumer.Fetch(min(fetchEvents, int(min(pending, fetchEvents))), jetstream.FetchMaxWait(fetchWait)) // #nosec G115 -- bounded
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		batch, err := consumer.Fetch(int(min(pending, fetchEvents)), jetstream.FetchMaxWait(fetchWait)) // #nosec G115 -- bounded
 		if err != nil {
 			return fmt.Errorf("fetch from stream: %w", err)
 		}
-		got := 0
+		got, more := 0, true
 		for msg := range batch.Messages() {
 			got++
 			meta, err := msg.Metadata()
 			if err != nil {
 				return fmt.Errorf("read metadata: %w", err)
 			}
-			pending, *since = meta.NumPending, meta.Timestamp
-			ev, err := event.Decode(msg.Data())
-			if err != nil {
-				f.notice(Item{Notice: Unreadable, Err: err, Stored: meta.Timestamp})
-				continue
-			}
-			f.chain(ev, meta.Timestamp)
+			pending = meta.NumPending
+			more = more && tell(msg.Data(), meta.Timestamp)
 		}
 		if err := batch.Error(); err != nil {
 			return fmt.Errorf("fetch from stream: %w", err)
@@ -256,7 +269,7 @@ func (f *follower) readOnce(ctx context.Context, since *time.Time, to event.Posi
 		if got == 0 {
 			return errors.New("fetch from stream: nothing came")
 		}
-		if to != (event.Position{}) && !f.last.Position.Less(to) {
+		if !more {
 			return nil
 		}
 	}

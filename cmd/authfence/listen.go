@@ -20,6 +20,9 @@ type listenCommand struct {
 	healthFlags
 	streamFlags
 
+	AuditMaxAge   time.Duration `default:"720h" help:"How long a second stream keeps what authfence receipts shows: what changed, and when it was in force on which node. 0: there is none."`
+	AuditMaxBytes int64         `default:"1073741824" placeholder:"BYTES" help:"Bound on the size of that stream."`
+
 	Name         string        `placeholder:"NAME" help:"Name in logs and in pg_stat_activity (default: host and process)."`
 	MaxStaleness time.Duration `default:"2s" help:"The nodes' bound: what a barrier assumes of processes that never asked for a lease."`
 	MaxLease     time.Duration `placeholder:"DURATION" help:"Longest lease granted to a node that asks for more than --max-staleness (default: --max-staleness). After a restart of Postgres the first barrier waits this long."`
@@ -52,6 +55,7 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 		MaxStaleness: c.MaxStaleness, MaxLease: max(c.MaxLease, c.MaxStaleness),
 		NotifyOff: c.Notify == "off" || (c.Notify == "" && !f.watch.Notifies()), PollInterval: c.PollInterval, Gather: c.Gather,
 		Stream: c.streamFlags.config(c.stream(subjects), c.NATSDomain),
+		Audit:  listener.AuditConfig{Off: c.AuditMaxAge == 0, MaxAge: c.AuditMaxAge, MaxBytes: c.AuditMaxBytes},
 		Logger: s.log,
 	}
 	if err := config.Validate(); err != nil {

@@ -146,7 +146,7 @@ func (c watchCommand) Run(ctx context.Context, s *stage, f *file) error {
 }
 
 func (c watchCommand) watchEvents(ctx context.Context, s *stage, nc *nats.Conn, subjects event.Subjects, since time.Time, refs map[event.Ref]bool) error {
-	shown := &terminal.Events{Out: s.out, Color: colored(s.out), JSON: c.JSON, Filter: terminal.Filter{Refs: refs}}
+	shown := &terminal.Events{Out: s.out, Color: colored(s.out), JSON: c.JSON, Filter: observe.Filter{Refs: refs}}
 	for _, kind := range c.Kind {
 		shown.Filter.Kinds = append(shown.Filter.Kinds, event.Kind(kind))
 	}

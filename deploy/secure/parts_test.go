@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
@@ -338,7 +339,26 @@ func (n *service) want(t testing.TB, token string, want error) {
 	}
 }
 
+// barrier returns when all that was committed is in force, and worked off in Redis:
+// an unlinker that is behind takes away what was filled since.
 func (s *site) barrier(t testing.TB) event.Receipt {
+	t.Helper()
+	receipt := s.inForce(t)
+	js, err := jetstream.New(s.as(t, "admin").Conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the unlinker has nothing left to do", func() bool {
+		consumer, err := js.Consumer(within(t), subjects.Stream(), "authfence-unlink")
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return true
+		}
+		return err == nil && consumer.CachedInfo().NumPending == 0 && consumer.CachedInfo().NumAckPending == 0
+	})
+	return receipt
+}
+
+func (s *site) inForce(t testing.TB) event.Receipt {
 	t.Helper()
 	ctx := within(t)
 	cmd := s.command(ctx, s.environment(event.RoleOperator), "barrier", "--json", "--timeout=50s")

@@ -26,6 +26,8 @@ var streamActs = []string{
 	"$JS.API.STREAM.UPDATE.AUTHFENCE", "$JS.API.STREAM.DELETE.AUTHFENCE", "$JS.API.STREAM.PURGE.AUTHFENCE",
 	"$JS.API.STREAM.MSG.DELETE.AUTHFENCE", "$JS.API.STREAM.RESTORE.AUTHFENCE", "$JS.API.STREAM.SNAPSHOT.AUTHFENCE",
 	"$JS.API.STREAM.LEADER.STEPDOWN.AUTHFENCE", "$JS.API.STREAM.PEER.REMOVE.AUTHFENCE",
+	"$JS.API.STREAM.UPDATE.AUTHFENCE_AUDIT", "$JS.API.STREAM.DELETE.AUTHFENCE_AUDIT", "$JS.API.STREAM.PURGE.AUTHFENCE_AUDIT",
+	"$JS.API.STREAM.MSG.DELETE.AUTHFENCE_AUDIT",
 	"$JS.API.STREAM.CREATE.OTHER", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.INFO",
 	"$JS.API.META.LEADER.STEPDOWN", "$JS.API.STREAM.TEMPLATE.CREATE.x",
 }
@@ -82,6 +84,7 @@ func TestNATS_NodeCannotTouchTheStream(t *testing.T) {
 		"$JS.API.CONSUMER.CREATE.AUTHFENCE.x", "$JS.API.CONSUMER.CREATE.AUTHFENCE", "$JS.API.CONSUMER.DURABLE.CREATE.AUTHFENCE.x",
 		"$JS.API.CONSUMER.CREATE.OTHER.x.authfence.event", "$JS.API.CONSUMER.MSG.NEXT.OTHER.x",
 		"$JS.ACK.OTHER.x.1.1.1.1.0",
+		"$JS.API.STREAM.CREATE.AUTHFENCE_AUDIT", "$JS.API.CONSUMER.CREATE.AUTHFENCE_AUDIT.x.authfence.event", "$JS.API.DIRECT.GET.AUTHFENCE_AUDIT",
 	)
 }
 
@@ -350,7 +353,8 @@ func TestNATS_PermissionsNameTheSubjectsOfTheCode(t *testing.T) {
 	for _, subject := range []string{
 		subjects.Event(), subjects.Lease(), subjects.Report(), subjects.Barrier(),
 		subjects.Inbox(event.RoleListener) + ".>", subjects.Inbox(event.RoleNode) + ".>", subjects.Inbox(event.RoleOperator) + ".>",
-		"$JS.API.STREAM.INFO." + subjects.Stream(),
+		"$JS.API.STREAM.INFO." + subjects.Stream(), "$JS.API.STREAM.CREATE." + subjects.Stream() + "_AUDIT",
+		subjects.Applied(), subjects.Status(),
 	} {
 		if !bytes.Contains(body, []byte(`"`+subject+`"`)) {
 			t.Errorf("permissions.conf does not name %s", subject)

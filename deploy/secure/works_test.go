@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/authfence/authfence/authlib"
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
+	"github.com/authfence/authfence/observe"
 )
 
 func decodeReceipt(body []byte) (event.Receipt, error) {
@@ -47,6 +49,24 @@ func TestSecure_TheWholeSystemWorks(t *testing.T) {
 	a.want(t, token, authlib.ErrRevoked)
 	a.want(t, kept, nil)
 	eventually(t, "invalidate has unlinked the value", func() bool { return admin.Exists(within(t), key).Val() == 0 })
+
+	// What the nodes told of it is kept, and an observer may read it.
+	observer := s.as(t, "observer")
+	wanted := observe.ReceiptsConfig{Since: time.Now().Add(-time.Hour), Filter: observe.Filter{Refs: map[event.Ref]bool{event.KeyRef(token): true}}}
+	eventually(t, "the audit says when it was in force on both", func() bool {
+		audit, err := observe.Receipts(within(t), observer.Conn, wanted)
+		if err != nil || len(audit.Receipts) == 0 {
+			return false
+		}
+		var told []string
+		for _, n := range audit.Receipts[len(audit.Receipts)-1].Nodes {
+			if !n.At.IsZero() && !n.Anew {
+				told = append(told, n.Node)
+			}
+		}
+		return slices.Contains(told, "a") && slices.Contains(told, "beside-1")
+	})
+	observer.wantNoRefusal()
 
 	// A node that starts reads the stream to know what Redis may hold.
 	b := s.service(t, "b", nil)

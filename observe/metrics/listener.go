@@ -53,6 +53,7 @@ func Listener(status func() listener.Status) prometheus.Collector {
 		gauge("authfence_listener_trigger_warnings", "What deserves a look about the triggers.", func(s s) float64 { return float64(len(s.TriggerWarnings)) }),
 		gauge("authfence_listener_stream_problem", "1 while the stream is not there or cannot be looked at: nodes reset where they would replay.", func(s s) float64 { return bit(s.StreamProblem != "") }),
 		gauge("authfence_listener_stream_differs", "Settings of the stream that are not as configured.", func(s s) float64 { return float64(len(s.StreamDiffers)) }),
+		gauge("authfence_listener_audit_problem", "1 while the stream of the audit is not there or cannot be looked at.", func(s s) float64 { return bit(s.AuditProblem != "") }),
 		counters("authfence_listener_barriers_total", "Barriers that were answered: with a whole receipt, or before there was one.", "result", func(s s) map[string]uint64 {
 			return map[string]uint64{"met": s.Barriers, "unmet": s.BarriersUnmet}
 		}),

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -12,34 +11,12 @@ import (
 	"github.com/authfence/authfence/observe"
 )
 
-// Filter says which changes are shown; the zero value shows all. Notices are
-// always shown.
-type Filter struct {
-	Kinds []event.Kind // empty: all
-
-	// Refs shows the changes that name one of them, and those that name every ref
-	// of their kind. Nil: all.
-	Refs map[event.Ref]bool
-}
-
-// pick gives the part of a change that passes; false: none does.
-func (f Filter) pick(c event.Change) (event.Change, bool) {
-	if len(f.Kinds) > 0 && !slices.Contains(f.Kinds, c.Kind) {
-		return c, false
-	}
-	if f.Refs == nil || c.Wide {
-		return c, true
-	}
-	c.Refs = slices.DeleteFunc(slices.Clone(c.Refs), func(id string) bool { return !f.Refs[event.Ref{Kind: c.Kind, ID: id}] })
-	return c, len(c.Refs) > 0
-}
-
 // Events writes what a follower is told.
 type Events struct {
 	Out    io.Writer
 	Color  bool
 	JSON   bool
-	Filter Filter
+	Filter observe.Filter // notices are always shown
 
 	wrote bool
 }
@@ -84,7 +61,7 @@ func (e *Events) Tell(i observe.Item) error {
 		at = i.Stored
 	}
 	for _, c := range i.Event.Changes {
-		c, ok := e.Filter.pick(c)
+		c, ok := e.Filter.Pick(c)
 		if !ok {
 			continue
 		}

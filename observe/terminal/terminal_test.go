@@ -79,7 +79,7 @@ func TestEvents_InLines(t *testing.T) {
 func TestEvents_FilterKeepsWhatCouldBeMeant(t *testing.T) {
 	other := event.KeyRef("another").ID
 	var out strings.Builder
-	e := &terminal.Events{Out: &out, JSON: true, Filter: terminal.Filter{Refs: map[event.Ref]bool{{Kind: event.APIKey, ID: key}: true}}}
+	e := &terminal.Events{Out: &out, JSON: true, Filter: observe.Filter{Refs: map[event.Ref]bool{{Kind: event.APIKey, ID: key}: true}}}
 	for _, c := range []event.Change{
 		{Kind: event.APIKey, Op: event.OpUpdate, At: noon, Refs: []string{other, key}},
 		{Kind: event.APIKey, Op: event.OpUpdate, At: noon, Refs: []string{other}},
@@ -189,5 +189,41 @@ func TestNodes_FreshIsAllOfThemAndOneLeader(t *testing.T) {
 		if nodes.Fresh() != c.fresh {
 			t.Errorf("%s: fresh %t", c.name, nodes.Fresh())
 		}
+	}
+}
+
+func TestReceipts_ShowWhoHasNotTold(t *testing.T) {
+	at := time.Date(2026, 11, 25, 10, 0, 0, 123e6, time.UTC)
+	position := event.Position{Term: 3, N: 42}
+	many := []string{strings.Repeat("ab", 32), strings.Repeat("cd", 32)}
+	audit := &observe.Audit{Left: 7, Unreadable: 2, Missing: []observe.Item{{Notice: observe.Missing, From: position, To: event.Position{Term: 3, N: 50}, Stored: at}},
+		Receipts: []observe.Receipt{
+			{Epoch: 9, Position: position, Published: at, Changes: []event.Change{{Kind: event.APIKey, Op: event.OpUpdate, At: at, Refs: many}}, Nodes: []observe.InForce{
+				{Node: "api-1", At: at.Add(2500 * time.Microsecond)}, {Node: "api-2", At: at.Add(time.Minute + time.Second), Anew: true}, {Node: "api-3"},
+			}},
+			{Epoch: 9, Position: position, Published: at, Changes: []event.Change{{Kind: event.Organization, Op: event.OpBulk, At: at, Wide: true}}},
+		}}
+	var out strings.Builder
+	if err := (terminal.Receipts{Out: &out}).Write(audit); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"7 older ones are left out", "abababab… +1", "on 2 of 3 nodes after 1m1s",
+		"    api-1 2.5 ms · api-2 began anew after 1m1s · api-3 has not told\n", "* every one", "no node told",
+		"-- events after 3-42 up to 3-50 are not in the audit\n", "-- 2 messages of the audit cannot be read\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, out.String())
+		}
+	}
+	out.Reset()
+	if err := (terminal.Receipts{Out: &out, JSON: true}).Write(audit); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"written":"2026-11-25T10:00:00.123Z","published":"2026-11-25T10:00:00.123Z","epoch":"0000000000000009","position":"3-42","kind":"api_key","op":"update","wide":false,` +
+		`"refs":["` + many[0] + `","` + many[1] + `"],"nodes":[{"node":"api-1","at":"2026-11-25T10:00:00.1255Z","after_ms":2.5},` +
+		`{"node":"api-2","at":"2026-11-25T10:01:01.123Z","after_ms":61000,"anew":true}],"silent":["api-3"]}`
+	if first, _, _ := strings.Cut(out.String(), "\n"); first != want {
+		t.Errorf("got\n%s\nwant\n%s", first, want)
 	}
 }
