@@ -64,6 +64,7 @@ const (
 	streamWait   = 5 * time.Second // for a stream that does not answer
 	streamMargin = time.Minute     // between the clocks of leader and stream
 	epochsKnown  = 64
+	lookAgain    = 2 * time.Second // after messages were dropped: the stream has them by then
 )
 
 // Follow tells every event to tell, in order and once each, through lost
@@ -97,12 +98,27 @@ func Follow(ctx context.Context, nc *nats.Conn, cfg FollowConfig, tell func(Item
 		f.readStream(ctx, &since, event.Position{})
 		f.notice(Item{Notice: CaughtUp})
 	}
+	dropped, looked := 0, 0 // of the messages that found no room
+	look := time.NewTimer(time.Hour)
+	look.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case msg := <-live:
 			f.heard(ctx, msg.Data)
+			if n, err := subscription.Dropped(); len(live) == 0 && err == nil && n != dropped {
+				dropped = n
+				look.Reset(0)
+			}
+		case <-look.C:
+			// What was dropped may have been the last, and be on its way into the stream.
+			f.catchUp(ctx, event.Position{})
+			if looked != dropped {
+				looked = dropped
+				look.Reset(lookAgain)
+			}
 		case state := <-states:
 			switch {
 			case state == nats.CLOSED || nc.IsClosed():
