@@ -174,7 +174,8 @@ func (a *Authenticator) Run(ctx context.Context) error {
 		return err
 	})
 	start(a.prepare)
-	forever(func(ctx context.Context) { a.answerStatus(ctx) })
+	forever(a.answerStatus)
+	forever(a.answerEntries)
 	if a.applied != nil {
 		start(a.applied.Run)
 	}

@@ -85,19 +85,23 @@ func decodeL2(s *sealer, ref event.Ref, value []byte) (l2Body, event.Mark, error
 	if err != nil {
 		return l2Body{}, event.Mark{}, errL2Unopened
 	}
-	stamp := header[2+id:]
-	mark := event.Mark{
-		Epoch: event.Epoch(binary.BigEndian.Uint64(stamp)),
-		Position: event.Position{
-			Term: binary.BigEndian.Uint64(stamp[8:]),
-			N:    binary.BigEndian.Uint64(stamp[16:]),
-		},
-	}
+	mark := stampOf(header[2+id:])
 	var body l2Body
 	if json.Unmarshal(plain, &body) != nil {
 		return l2Body{}, event.Mark{}, errL2Foreign
 	}
 	return body, mark, nil
+}
+
+// stampOf reads the stamp at the start of b.
+func stampOf(b []byte) event.Mark {
+	return event.Mark{
+		Epoch: event.Epoch(binary.BigEndian.Uint64(b)),
+		Position: event.Position{
+			Term: binary.BigEndian.Uint64(b[8:]),
+			N:    binary.BigEndian.Uint64(b[16:]),
+		},
+	}
 }
 
 // decodeKey reads a record that was sealed for a key.

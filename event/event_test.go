@@ -94,6 +94,13 @@ func TestEncodeMessage_WritesTheGoldenVectorsAndDecodeReadsThem(t *testing.T) {
 	})
 	checkMessage(t, "applied-log", event.AppliedLog{V: 1, Node: "api-1", Epoch: epoch, Events: []event.Applied{{Position: p, At: at}}, Lost: 2})
 	checkMessage(t, "applied-log-left", event.AppliedLog{V: 1, Node: "api-1", Epoch: epoch, Events: []event.Applied{{Position: p, At: at}}, Reset: true, Left: true})
+	checkMessage(t, "entry-ask", event.EntryAsk{V: 1, Key: strings.Repeat("ab", 32), Organization: "42"})
+	mark := event.Mark{Epoch: epoch, Position: p}
+	checkMessage(t, "entry-reply", event.EntryReply{
+		V: 1, Node: "api-1", State: "fresh", Lease: event.Millis(1500 * time.Millisecond), Epoch: epoch, Position: p,
+		Key:          event.Holding{Memory: "active", Until: &at, Redis: "sealed", SealKey: "k1", Stamp: &mark, NotAdmitted: "an event named it since"},
+		Organization: &event.Holding{Redis: "absent"}, Source: "l1", Verdict: "active",
+	})
 }
 
 func checkMessage[M event.Message](t *testing.T, name string, want M) {

@@ -116,7 +116,7 @@ func (m *Millis) UnmarshalJSON(b []byte) error {
 
 // Message is any of the messages beside events.
 type Message interface {
-	LeaseAsk | LeaseReply | ReportAsk | Report | BarrierAsk | Receipt | StatusAsk | StatusReply | AppliedLog
+	LeaseAsk | LeaseReply | ReportAsk | Report | BarrierAsk | Receipt | StatusAsk | StatusReply | EntryAsk | EntryReply | AppliedLog
 }
 
 // EncodeMessage writes a message's body at the current version.
@@ -137,6 +137,10 @@ func EncodeMessage[M Message](m M) ([]byte, error) {
 	case *StatusAsk:
 		p.V = messageVersion
 	case *StatusReply:
+		p.V = messageVersion
+	case *EntryAsk:
+		p.V = messageVersion
+	case *EntryReply:
 		p.V = messageVersion
 	case *AppliedLog:
 		p.V = messageVersion
@@ -181,6 +185,12 @@ func validateMessage(m any) error {
 		node = m.Node
 	case *StatusReply:
 		node = m.Name
+	case *EntryAsk:
+		if err := m.validate(); err != nil {
+			return err
+		}
+	case *EntryReply:
+		node = m.Node
 	case *AppliedLog:
 		node = m.Node
 		if err := m.validate(); err != nil {

@@ -31,6 +31,57 @@ type StatusReply struct {
 	Counts map[string]uint64 `json:"counts,omitempty"`
 }
 
+// EntryAsk asks every node with a cache what it holds of one key, for a person
+// who wants to know why it is answered as it is.
+type EntryAsk struct {
+	V   int    `json:"v"`
+	Key string `json:"key"` // the id of the key's ref
+
+	// Organization is the key's, for nodes whose memory does not hold the key.
+	Organization string `json:"org,omitempty"`
+}
+
+// EntryReply is what one node answers. It says nothing of the row but whether it
+// opens something, and how long.
+type EntryReply struct {
+	V        int      `json:"v"`
+	Node     string   `json:"node"`
+	State    string   `json:"state"` // as in a StatusReply
+	Reason   string   `json:"reason,omitempty"`
+	Lease    Millis   `json:"lease_ms"`
+	Epoch    Epoch    `json:"epoch"`
+	Position Position `json:"pos"` // applied
+
+	Key          Holding  `json:"key"`
+	Organization *Holding `json:"org,omitempty"` // nil: nobody said which
+
+	// Source and Verdict are what a request would get now: where the answer would
+	// come from (l1, l2, primary), and what it would be (active, revoked, expired,
+	// suspended, unknown). From the primary it is not known before it is asked.
+	Source  string `json:"source"`
+	Verdict string `json:"verdict,omitempty"`
+}
+
+// Holding is what a node holds of one ref.
+type Holding struct {
+	Memory      string     `json:"memory,omitempty"`  // what the entry says (active, revoked, expired, suspended, unknown); empty: there is none
+	Refused     string     `json:"refused,omitempty"` // why memory may not answer with it; empty: it may
+	Until       *time.Time `json:"until,omitempty"`   // when the entry ends by itself
+	Redis       string     `json:"redis,omitempty"`   // none (no Redis here), absent, unreachable, sealed
+	SealKey     string     `json:"seal_key,omitempty"`
+	Stamp       *Mark      `json:"stamp,omitempty"`        // of the value in Redis
+	NotAdmitted string     `json:"not_admitted,omitempty"` // why the value is not admitted; empty: it is, or there is none
+}
+
+func (a EntryAsk) validate() error {
+	if a.Organization != "" {
+		if err := OrganizationRef(a.Organization).validate(); err != nil {
+			return err
+		}
+	}
+	return Ref{Kind: APIKey, ID: a.Key}.validate()
+}
+
 // AppliedLog says how far a node was at some moments, for the audit. A node sends
 // one from time to time, about what it has applied since the last.
 //

@@ -52,6 +52,9 @@ func (s Subjects) Barrier() string { return s.prefix() + ".barrier" }
 // Status is the subject on which every process is asked what it is at.
 func (s Subjects) Status() string { return s.prefix() + ".status" }
 
+// Entry is the subject on which every node is asked what it holds of a key.
+func (s Subjects) Entry() string { return s.prefix() + ".entry" }
+
 // Applied is the subject on which nodes say when they applied what.
 func (s Subjects) Applied() string { return s.prefix() + ".applied" }
 

@@ -85,6 +85,12 @@ func (n *Node) Admit(epoch event.Epoch, stamp event.Position, ref event.Ref, ins
 	return n.state.admit(event.Mark{Epoch: epoch, Position: stamp}, ref, insert)
 }
 
+// WhyNot says in words, for people, why Admit would refuse a value; empty: it
+// would not.
+func (n *Node) WhyNot(epoch event.Epoch, stamp event.Position, ref event.Ref) string {
+	return n.state.whyNot(event.Mark{Epoch: epoch, Position: stamp}, ref)
+}
+
 // Lease is the lease in force, never nil; one that is over when there is none.
 // It is one atomic load. Load it before looking into the cache, and read the
 // clock after: a reset flushes the cache before it stores the next lease.

@@ -184,3 +184,21 @@ func (s *state) admit(at event.Mark, ref event.Ref, insert func()) bool {
 	insert()
 	return true
 }
+
+// whyNot says in words why a value of this stamp is not admitted; empty: it is.
+func (s *state) whyNot(at event.Mark, ref event.Ref) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := &s.history
+	switch {
+	case h.epoch == 0:
+		return "the node has no history yet (rule 15)"
+	case at.Epoch != h.epoch:
+		return "it is of another epoch (rule 18)"
+	case at.Position.Less(h.start):
+		return "it is older than the node's history, which begins at " + h.start.String() + " (rule 18)"
+	case h.floors.above(ref, at.Position):
+		return "an event named it since (rule 18)"
+	}
+	return ""
+}

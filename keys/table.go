@@ -91,15 +91,17 @@ func columns(ctx context.Context, db watch.Querier, oid uint32) (map[string]colu
 
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
 
-// time is the column as a timestamptz that Go can hold, NULL where there is none; see watch.Catalog.KeyQuery.
-func (t *table) time(name string) string {
-	switch kind := t.APIKey.Columns[name].Type; {
+// time is the key's column as a timestamptz that Go can hold, NULL where there is none; see watch.Catalog.KeyQuery.
+func (t *table) time(name string) string { return timeOf("k", name, t.APIKey.Columns[name].Type) }
+
+func timeOf(alias, name, kind string) string {
+	switch {
 	case name == "" || kind != "timestamptz" && kind != "timestamp":
 		return "NULL::timestamptz"
 	case kind == "timestamp":
-		name = "(k." + quote(name) + " AT TIME ZONE 'UTC')"
+		name = "(" + alias + "." + quote(name) + " AT TIME ZONE 'UTC')"
 	default:
-		name = "k." + quote(name)
+		name = alias + "." + quote(name)
 	}
 	return fmt.Sprintf("CASE WHEN %[1]s >= '9999-01-01 00:00:00+00' THEN NULL WHEN %[1]s < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE %[1]s END", name)
 }
@@ -190,7 +192,7 @@ func (t *table) findOrganization(ctx context.Context, db watch.Querier, id, name
 }
 
 // selection reads keys, with their states, in the order of the fields of Key.
-func (t *table) selection(p *parameters) string {
+func (t *table) selection(p *parameters, further ...string) string {
 	key, organization := t.Config.APIKey, t.Config.Organization
 	optional := func(alias, name string, in map[string]column) string {
 		if _, ok := in[name]; !ok {
@@ -198,19 +200,22 @@ func (t *table) selection(p *parameters) string {
 		}
 		return alias + "." + quote(name) + "::text"
 	}
-	successor, join := "NULL::text", ""
+	successor, join, more := "NULL::text", "", ""
+	for _, column := range further {
+		more += ", " + column
+	}
 	if t.rotations {
 		successor = "r.successor"
 		join = fmt.Sprintf("\nLEFT JOIN authfence.rotation r ON r.relation = %s AND r.key = k.%s::text", p.add(t.APIKey.Name.String()), quote(key.ID))
 	}
 	return fmt.Sprintf(`SELECT k.%[1]s::text AS id, k.%[2]s::text AS organization, %[3]s AS organization_name, %[4]s AS name,
 	CASE WHEN %[5]s <= pg_catalog.now() THEN 'revoked' WHEN %[6]s <= pg_catalog.now() THEN 'expired' WHEN %[7]s IS NOT NULL THEN 'rotating' ELSE 'active' END AS state,
-	pg_catalog.left(%[8]s, 8) AS fingerprint, %[9]s AS permissions, %[10]s AS created_at, %[6]s AS expires_at, %[5]s AS revoked_at, %[11]s AS last_used_at, %[7]s AS successor
+	pg_catalog.left(%[8]s, 8) AS fingerprint, %[9]s AS permissions, %[10]s AS created_at, %[6]s AS expires_at, %[5]s AS revoked_at, %[11]s AS last_used_at, %[7]s AS successor%[16]s
 FROM %[12]s k LEFT JOIN %[13]s o ON o.%[14]s = k.%[2]s%[15]s`,
 		quote(key.ID), quote(key.Organization), optional("o", nameColumn, t.organization), optional("k", nameColumn, t.key),
 		t.time(key.RevokedAt), t.time(key.ExpiresAt), successor,
 		t.digest(), optional("k", key.Permissions, t.key), t.time(createdColumn), t.time(lastUsedColumn),
-		t.APIKey.Name.SQL(), t.Organization.Name.SQL(), quote(organization.ID), join)
+		t.APIKey.Name.SQL(), t.Organization.Name.SQL(), quote(organization.ID), join, more)
 }
 
 // digest is the hex SHA-256 of a row's token, which is its ref.
@@ -226,11 +231,14 @@ func (t *table) digest() string {
 	return "pg_catalog.lower(" + text + ")"
 }
 
-func scanKey(row pgx.CollectableRow) (Key, error) {
+func scanKey(row pgx.CollectableRow) (Key, error) { return scanKeyAnd(row) }
+
+// scanKeyAnd reads further columns behind those of the selection.
+func scanKeyAnd(row pgx.CollectableRow, further ...any) (Key, error) {
 	var k Key
 	var organization, organizationName, name, fingerprint, permissions, successor *string
-	err := row.Scan(&k.ID, &organization, &organizationName, &name, &k.State, &fingerprint, &permissions,
-		&k.CreatedAt, &k.ExpiresAt, &k.RevokedAt, &k.LastUsedAt, &successor)
+	err := row.Scan(append([]any{&k.ID, &organization, &organizationName, &name, &k.State, &fingerprint, &permissions,
+		&k.CreatedAt, &k.ExpiresAt, &k.RevokedAt, &k.LastUsedAt, &successor}, further...)...)
 	if err != nil {
 		return k, err
 	}

@@ -59,11 +59,11 @@ func (w whoseFlags) refs(ctx context.Context, s *stage, f *file) (map[event.Ref]
 		}
 		return map[event.Ref]bool{event.KeyRef(token): true}, nil
 	case w.Ref != "":
-		id := strings.ToLower(w.Ref)
-		if len(id) != 64 || strings.Trim(id, "0123456789abcdef") != "" {
-			return nil, usageError{errors.New("--ref: want the 64 hex digits of a token's SHA-256; a token itself belongs on standard input, with --token-stdin")}
+		ref, err := parseRef(w.Ref)
+		if err != nil {
+			return nil, err
 		}
-		return map[event.Ref]bool{{Kind: event.APIKey, ID: id}: true}, nil
+		return map[event.Ref]bool{ref: true}, nil
 	case w.KeyID == "" && w.Organization == "":
 		return nil, nil
 	}
@@ -92,6 +92,14 @@ func (w whoseFlags) refs(ctx context.Context, s *stage, f *file) (map[event.Ref]
 		refs[event.Ref{Kind: event.APIKey, ID: id}] = true
 	}
 	return refs, nil
+}
+
+func parseRef(text string) (event.Ref, error) {
+	id := strings.ToLower(text)
+	if len(id) != 64 || strings.Trim(id, "0123456789abcdef") != "" {
+		return event.Ref{}, usageError{errors.New("--ref: want the 64 hex digits of a token's SHA-256; a token itself belongs on standard input, with --token-stdin")}
+	}
+	return event.Ref{Kind: event.APIKey, ID: id}, nil
 }
 
 // parseSince reads a duration back from now, or a time.

@@ -66,7 +66,7 @@ func TestNATS_NodeCannotAnswerLeases(t *testing.T) {
 func TestNATS_NodeCannotAskForOrAnswerBarriers(t *testing.T) {
 	c := theSite(t).as(t, event.RoleNode)
 	c.cannotSubscribe(subjects.Barrier(), subjects.Inbox(event.RoleOperator)+".>")
-	c.cannotPublish(subjects.Barrier(), subjects.Inbox(event.RoleOperator)+".receipt")
+	c.cannotPublish(subjects.Barrier(), subjects.Inbox(event.RoleOperator)+".receipt", subjects.Status(), subjects.Entry())
 }
 
 // Reports can be asked for by the leader only, and go to nobody who did not ask.
@@ -354,7 +354,7 @@ func TestNATS_PermissionsNameTheSubjectsOfTheCode(t *testing.T) {
 		subjects.Event(), subjects.Lease(), subjects.Report(), subjects.Barrier(),
 		subjects.Inbox(event.RoleListener) + ".>", subjects.Inbox(event.RoleNode) + ".>", subjects.Inbox(event.RoleOperator) + ".>",
 		"$JS.API.STREAM.INFO." + subjects.Stream(), "$JS.API.STREAM.CREATE." + subjects.Stream() + "_AUDIT",
-		subjects.Applied(), subjects.Status(),
+		subjects.Applied(), subjects.Status(), subjects.Entry(),
 	} {
 		if !bytes.Contains(body, []byte(`"`+subject+`"`)) {
 			t.Errorf("permissions.conf does not name %s", subject)

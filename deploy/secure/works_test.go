@@ -66,6 +66,10 @@ func TestSecure_TheWholeSystemWorks(t *testing.T) {
 		}
 		return slices.Contains(told, "a") && slices.Contains(told, "beside-1")
 	})
+	entries, err := observe.GatherEntries(within(t), observer.Conn, subjects, event.EntryAsk{Key: event.KeyRef(token).ID}, 2*time.Second)
+	if err != nil || len(entries) != 1 || entries[0].Node != "a" || entries[0].Verdict != "revoked" {
+		t.Errorf("what the node holds: %+v, %v", entries, err)
+	}
 	observer.wantNoRefusal()
 
 	// A node that starts reads the stream to know what Redis may hold.

@@ -83,6 +83,14 @@ func (r Receipts) Write(audit *observe.Audit) error {
 	return nil
 }
 
+// JSONOf is what Write writes of a receipt as JSON, an object for each change.
+func JSONOf(receipt observe.Receipt) (objects []any) {
+	for _, c := range receipt.Changes {
+		objects = append(objects, Receipts{}.line(receipt, c))
+	}
+	return objects
+}
+
 func (r Receipts) line(receipt observe.Receipt, c event.Change) receiptJSON {
 	line := receiptJSON{
 		Written: c.At.UTC(), Published: receipt.Published.UTC(), Epoch: receipt.Epoch, Position: receipt.Position,
