@@ -125,6 +125,7 @@ func TestRedis_PlantedValueOpensNothing(t *testing.T) {
 	a := s.service(t, "planted-a", nil)
 	real := s.newKey(t)
 	s.barrier(t)
+	s.workedOff(t)
 	a.want(t, real, nil)
 	value := w.read(real)
 
@@ -153,6 +154,7 @@ func TestRedis_SwappedValueOpensNothing(t *testing.T) {
 	mine, theirs, revoked := s.newKey(t), s.newKey(t), s.newKey(t)
 	s.revoke(t, revoked)
 	s.barrier(t)
+	s.workedOff(t)
 	a.want(t, mine, nil)
 	a.want(t, theirs, nil)
 	mineValue, theirsValue := w.read(mine), w.read(theirs)
@@ -175,6 +177,7 @@ func TestRedis_ReplayedOldValueIsRefused(t *testing.T) {
 	a := s.service(t, "replayed-a", nil)
 	token := s.newKey(t)
 	s.barrier(t)
+	s.workedOff(t)
 	a.want(t, token, nil)
 	old := w.read(token)
 	s.revoke(t, token)

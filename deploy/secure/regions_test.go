@@ -254,7 +254,7 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 	r.listener(t, "hub-2")
 	n := r.node(t, "far-1")
 	first, second, third := r.newKey(t), r.newKey(t), r.newKey(t)
-	r.far.inForce(t)
+	r.far.barrier(t)
 	for _, good := range []string{first, second, third} {
 		n.want(t, good, nil)
 	}
@@ -263,7 +263,7 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 		value := authlib.RedisKey("authfence", event.KeyRef(first))
 		eventually(t, "the value is in the Redis there", func() bool { return r.cache.Exists(within(t), value).Val() == 1 })
 		r.revoke(t, first)
-		if receipt := r.far.inForce(t); !slices.Contains(names(receipt), "far-1") {
+		if receipt := r.far.barrier(t); !slices.Contains(names(receipt), "far-1") {
 			t.Errorf("the node of the other region did not confirm: %+v", receipt)
 		}
 		n.want(t, first, authlib.ErrRevoked)
@@ -286,7 +286,7 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 		r.wantDrained(t)
 		r.sea.Heal()
 		eventually(t, "the missing event is replayed", func() bool { return n.Status().Node.Stats.Replayed > before.Replayed })
-		r.far.inForce(t)
+		r.far.barrier(t)
 		n.want(t, second, authlib.ErrRevoked)
 		if st := n.Status().Node.Stats; st.Resets() != before.Resets() {
 			t.Errorf("it began anew instead: %+v", st)
@@ -316,7 +316,7 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 		}
 		// A barrier that is asked for later on the same way, and the event after it: what was forged would have come first.
 		r.revoke(t, third)
-		r.far.inForce(t)
+		r.far.barrier(t)
 		message, err := heard.NextMsg(patience)
 		if err != nil || string(message.Data) == "forged" {
 			t.Errorf("the first that is heard at the hub: %v, %v", message, err)
@@ -329,7 +329,7 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 		n.want(t, fourth, nil)
 		r.hub[2].Shutdown()
 		r.revoke(t, fourth)
-		r.far.inForce(t)
+		r.far.barrier(t)
 		n.want(t, fourth, authlib.ErrRevoked)
 	})
 }

@@ -33,6 +33,7 @@ func TestSecure_TheWholeSystemWorks(t *testing.T) {
 
 	token, kept := s.newKey(t), s.newKey(t)
 	s.barrier(t)
+	s.workedOff(t)
 	a.want(t, token, nil)
 	a.want(t, kept, nil)
 	admin := s.redisAs(t, "admin")
