@@ -74,11 +74,15 @@ clean: ## Remove what was built, and cached test results.
 prepare:
 	@$(GO) run ./internal/testenv/prepare
 prepare-test:
-	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd,nginx,caddy,prometheus
+	@$(GO) run ./internal/testenv/prepare -with race,fastapi,rack,systemd,nginx,caddy,prometheus,chromium
 prepare-chaos:
 	@$(GO) run ./internal/testenv/prepare -with pooler
 prepare-bench:
 	@$(GO) run ./internal/testenv/prepare -with nginx
+
+.PHONY: screenshot
+screenshot: prepare-test ## Take docs/console.png anew, of a real system in a real browser.
+	$(GO) test ./observe/console -run Browser -screenshot $(CURDIR)/docs/console.png
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that are reached; asks vuln.go.dev, and so is no part of check.

@@ -22,6 +22,7 @@ func TestImports_GoOneWay(t *testing.T) {
 		{name: "barrier", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "observe", ours: []string{"event"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
 		{name: "observe/terminal", ours: []string{"event", "observe"}, never: []string{"nats-server", "redis", "pgx", "grpc"}},
+		{name: "observe/console", ours: []string{"event", "internal/histogram", "observe", "observe/terminal"}, never: []string{"nats-server", "redis", "pgx", "grpc", "prometheus", "chromedp"}},
 		{name: "migrations", ours: []string{"watch"}, never: []string{"nats-server", "redis", "grpc"}},
 		{name: "keys", ours: []string{"watch"}, never: []string{"nats-server", "nats.go", "redis", "grpc", "kong"}},
 		{name: "observe/metrics", ours: []string{"authlib", "event", "internal/histogram", "invalidator", "listener", "observe", "watch"}, never: []string{"nats-server", "grpc", "kong", "go-control-plane"}},

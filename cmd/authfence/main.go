@@ -56,6 +56,7 @@ type cli struct {
 	Watch      watchCommand      `cmd:"" help:"Watch changes as they happen, or with --nodes the processes."`
 	Receipts   receiptsCommand   `cmd:"" help:"Show what changed and when it was in force on which node, from the audit."`
 	Explain    explainCommand    `cmd:"" help:"Say of a key what Postgres, Redis and each node have, what a request would get now, and its last changes."`
+	Console    consoleCommand    `cmd:"" help:"Serve a page that shows nodes, changes and latencies as they are; read-only."`
 	Barrier    barrierCommand    `cmd:"" help:"Wait until all that is committed now is in force on every node; print the receipt."`
 	Doctor     doctorCommand     `cmd:"" help:"Examine connections, roles, triggers, mapping, stream, leader and Redis; say what mends what is amiss (exit 3 for a problem)."`
 	Keys       keysCommand       `cmd:"" help:"Make, list, rotate and revoke API keys in the mapped tables."`

@@ -479,9 +479,27 @@ func TestDemo_SeesEveryPromiseKept(t *testing.T) {
 	t.Setenv(asBinary, "1")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	var out, err bytes.Buffer
-	if code := run(ctx, []string{"demo"}, &out, &err); code != exitOK {
-		t.Fatalf("exit %d\n%s\n%s", code, out.String(), err.String())
+	var out, err lockedBuffer
+	done := make(chan int, 1)
+	go func() { done <- run(ctx, []string{"demo", "--keep"}, &out, &err) }()
+	// With --keep it stays up, and there is the console to watch it.
+	open := regexp.MustCompile(`Open (http://127\.0\.0\.1:\d+/) and`)
+	var page []string
+	for page == nil {
+		select {
+		case code := <-done:
+			t.Fatalf("exit %d\n%s\n%s", code, out.String(), err.String())
+		case <-time.After(50 * time.Millisecond):
+			page = open.FindStringSubmatch(out.String())
+		}
+	}
+	if status, body := get(page[1]); status != http.StatusOK || !strings.Contains(body, "<title>authfence") {
+		t.Errorf("the console: %d\n%s", status, body)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if code := <-done; code != exitOK {
+		t.Errorf("exit %d\n%s\n%s", code, out.String(), err.String())
 	}
 	if !strings.Contains(out.String(), "12 of 12 promises kept") || strings.Contains(out.String(), "BROKEN") {
 		t.Errorf("the timeline:\n%s", out.String())

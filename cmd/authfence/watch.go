@@ -232,6 +232,7 @@ func (c watchCommand) watchNodes(ctx context.Context, s *stage, nc *nats.Conn, s
 			}
 			mu.Lock()
 			nodes.Look(replies, asked)
+			nodes.Forget(asked.Add(-silentKept))
 			err = c.show(s.out, &nodes, nc.IsConnected())
 			fresh := nodes.Fresh()
 			mu.Unlock()
@@ -280,6 +281,9 @@ func (c watchCommand) show(out io.Writer, nodes *terminal.Nodes, connected bool)
 	_, err := io.WriteString(out, end)
 	return err
 }
+
+// silentKept is how long a process stays in the table that answers no more.
+const silentKept = time.Hour
 
 // colored reports whether colours are wanted: on a terminal, unless NO_COLOR
 // (no-color.org) is set.

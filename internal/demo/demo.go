@@ -87,7 +87,11 @@ func Run(ctx context.Context, options Options) (err error) {
 	calling.Wait()
 	err = r.t.summary()
 	if r.Keep && ctx.Err() == nil {
-		r.invite()
+		page, failed := r.startOurs(ctx, "console", "console", "--listen", "127.0.0.1:0")
+		if failed != nil {
+			return errors.Join(err, failed)
+		}
+		r.invite(page.address)
 		<-ctx.Done()
 	}
 	return err
@@ -153,15 +157,16 @@ func (r *run) status(ctx context.Context, node apiNode) (s NodeStatus, err error
 }
 
 // invite says how to play with what is up.
-func (r *run) invite() {
+func (r *run) invite(page string) {
 	k := r.data.play
-	fmt.Fprintf(r.Out, "\nEverything stays up until Ctrl-C. Try:\n\n")
+	fmt.Fprintf(r.Out, "\nEverything stays up until Ctrl-C. Open %s and watch it while you try:\n\n", page)
 	for _, node := range r.nodes {
 		fmt.Fprintf(r.Out, "  curl -i -H 'Authorization: Bearer %s' %s/v1/invoices\n", k.token, node.url)
 	}
 	fmt.Fprintf(r.Out, "\n  psql '%s' -c \"UPDATE api_keys SET revoked_at = now() WHERE id = '%s'\"\n", r.postgres.URL("app"), k.id)
 	fmt.Fprintf(r.Out, "  psql '%s' -c \"UPDATE api_keys SET revoked_at = NULL WHERE id = '%s'\"\n", r.postgres.URL("app"), k.id)
 	fmt.Fprintf(r.Out, "\n  %s barrier --nats-url %s\n", r.Binary, r.natsURL)
+	fmt.Fprintf(r.Out, "  %s explain --nats-url %s --postgres-url '%s' --key-id %s\n", r.Binary, r.natsURL, r.postgres.URL("app"), k.id)
 	fmt.Fprintf(r.Out, "  nats sub --server %s 'authfence.event'\n", r.natsURL)
 	fmt.Fprintf(r.Out, "  redis-cli -u %s --scan\n", r.redis.URL())
 	for _, node := range r.nodes {

@@ -243,42 +243,61 @@ func (n *Nodes) row(p *process, now time.Time) []string {
 	return []string{p.Name, version, state, p.Position.String(), lag, lease, entries, hits, unavailable, l2, reason}
 }
 
-// processJSON is a process as one line of JSON.
-type processJSON struct {
+// Process is a process as it was at the last look.
+type Process struct {
 	Time      time.Time         `json:"time"`
 	Name      string            `json:"name"`
 	Role      string            `json:"role"`
 	Version   string            `json:"version,omitempty"`
-	State     string            `json:"state"`
+	State     string            `json:"state"` // as it says, or "silent" when it answers no more
 	Reason    string            `json:"reason,omitempty"`
 	Epoch     event.Epoch       `json:"epoch"`
 	Position  event.Position    `json:"position"`
 	Term      uint64            `json:"term,omitempty"`
-	Lag       int               `json:"lag"`
+	Lag       int               `json:"lag"` // events heard that it had not applied
 	LagMS     float64           `json:"lag_ms"`
 	LeaseMS   float64           `json:"lease_ms"`
-	HitRate   *float64          `json:"hit_rate,omitempty"`
+	HitRate   *float64          `json:"hit_rate,omitempty"` // since the look before; nil: nobody asked
 	Counts    map[string]uint64 `json:"counts,omitempty"`
 	LastHeard time.Time         `json:"last_heard"`
+}
+
+// List is all processes, listeners first, each by name.
+func (n *Nodes) List(now time.Time) []Process {
+	all := make([]Process, 0, len(n.processes))
+	for _, p := range n.sorted() {
+		line := Process{
+			Time: now.UTC().Truncate(time.Millisecond), Name: p.Name, Role: p.Role, Version: p.Version, State: p.State, Reason: p.Reason,
+			Epoch: p.Epoch, Position: p.Position, Term: p.Term, Lag: p.lag, LagMS: float64(p.behind.Microseconds()) / 1000,
+			LeaseMS: float64(p.Lease.Duration().Microseconds()) / 1000, Counts: p.Counts, LastHeard: p.seen.UTC().Truncate(time.Millisecond),
+		}
+		if p.hitRate >= 0 && p.Role == event.RoleNode {
+			rate := p.hitRate
+			line.HitRate = &rate
+		}
+		if p.silent {
+			line.State, line.LeaseMS = "silent", 0
+		}
+		all = append(all, line)
+	}
+	return all
+}
+
+// Forget leaves out those that were last heard before a time.
+func (n *Nodes) Forget(before time.Time) {
+	for key, p := range n.processes {
+		if p.silent && p.seen.Before(before) {
+			delete(n.processes, key)
+		}
+	}
 }
 
 // WriteJSON writes a line for each process.
 func (n *Nodes) WriteJSON(w io.Writer, now time.Time) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
-	for _, p := range n.sorted() {
-		line := processJSON{
-			Time: now.UTC().Truncate(time.Millisecond), Name: p.Name, Role: p.Role, Version: p.Version, State: p.State, Reason: p.Reason,
-			Epoch: p.Epoch, Position: p.Position, Term: p.Term, Lag: p.lag, LagMS: float64(p.behind.Microseconds()) / 1000,
-			LeaseMS: float64(p.Lease.Duration().Microseconds()) / 1000, Counts: p.Counts, LastHeard: p.seen.UTC().Truncate(time.Millisecond),
-		}
-		if p.hitRate >= 0 && p.Role == event.RoleNode {
-			line.HitRate = &p.hitRate
-		}
-		if p.silent {
-			line.State, line.LeaseMS = "silent", 0
-		}
-		if err := encoder.Encode(line); err != nil {
+	for _, p := range n.List(now) {
+		if err := encoder.Encode(p); err != nil {
 			return err
 		}
 	}

@@ -57,6 +57,11 @@ var extras = map[string]extra{
 		mend:  "`apt-get install haproxy` (Debian, Ubuntu) or `dnf install haproxy` (Fedora)",
 		found: func(context.Context) bool { return onPath("haproxy", "/usr/sbin/haproxy") },
 	},
+	"chromium": {
+		what: "Chromium, in which the console is tested, is", packages: []string{"chromium"},
+		mend:  "`apt-get install chromium` (Debian) or `dnf install chromium` (Fedora)",
+		found: func(ctx context.Context) bool { return Chromium(ctx) != "" },
+	},
 	"prometheus": {
 		what: "Prometheus, by which alerts and dashboard are tested, is", packages: []string{"prometheus"},
 		mend:  "`apt-get install prometheus` (Debian, Ubuntu) or `dnf install golang-github-prometheus` (Fedora)",
@@ -84,6 +89,17 @@ func onPath(names ...string) bool {
 		_, err := exec.LookPath(name)
 		return name != "" && err == nil
 	})
+}
+
+// Chromium is the path of a browser of that family that runs; empty: there is none. Ubuntu's package of that name is a
+// stub for a snap, and says so when it is asked.
+func Chromium(ctx context.Context) string {
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+		if path, err := exec.LookPath(name); err == nil && answers(ctx, path, "--version") {
+			return path
+		}
+	}
+	return ""
 }
 
 func answers(ctx context.Context, name string, args ...string) bool {
