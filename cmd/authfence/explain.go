@@ -173,9 +173,7 @@ func (c explainCommand) write(out io.Writer, x terminal.Explanation, found []key
 	}{Ref: x.Ref, Verdict: x.Verdict, Postgres: append([]keys.Found{}, found...), Nodes: append([]event.EntryReply{}, x.Nodes...), Changes: []any{}, Note: x.Note}
 	if x.Audit != nil {
 		for _, r := range x.Audit.Receipts {
-			for _, line := range terminal.JSONOf(r) {
-				whole.Changes = append(whole.Changes, line)
-			}
+			whole.Changes = append(whole.Changes, terminal.JSONOf(r)...)
 		}
 	}
 	body, err := json.MarshalIndent(whole, "", "  ")
