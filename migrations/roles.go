@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/authfence/authfence/watch"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/authfence/authfence/watch"
 )
 
 const (
@@ -143,7 +145,12 @@ func (r *run) revokeRoles(ctx context.Context) error {
 			r.log.Info("role kept", "role", role, "made_by_us", ours, "still_needed", needed)
 			continue
 		}
-		if _, err := r.conn.Exec(ctx, "DROP ROLE IF EXISTS "+role); err != nil {
+		_, err = r.conn.Exec(ctx, "DROP ROLE IF EXISTS "+role)
+		var pg *pgconn.PgError
+		switch {
+		case errors.As(err, &pg) && pg.Code == "2BP01": // another database granted it something in this moment
+			r.log.Info("role kept", "role", role, "made_by_us", ours, "still_needed", true)
+		case err != nil:
 			return fmt.Errorf("drop role %s: %w", role, err)
 		}
 	}
