@@ -208,6 +208,16 @@ func (r *answer) farther(s Source) { r.Source = max(r.Source, s) }
 // load answers what fromMemory could not: from memory in part, from Redis, from
 // the primary (rule 20).
 func (a *Authenticator) load(ctx context.Context, token string, sum [sha256.Size]byte, d demand) (answer, error) {
+	if a.tracer == nil {
+		return a.find(ctx, token, sum, d)
+	}
+	ctx, end := a.traceMiss(ctx)
+	res, err := a.find(ctx, token, sum, d)
+	end(res.Result, err)
+	return res, err
+}
+
+func (a *Authenticator) find(ctx context.Context, token string, sum [sha256.Size]byte, d demand) (answer, error) {
 	if !a.sendable(token) {
 		return answer{}, a.malformed()
 	}

@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/histogram"
 	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/observe"
+	"github.com/authfence/authfence/observe/tracing"
 	"github.com/authfence/authfence/watch"
 )
 
@@ -33,6 +35,8 @@ type Authenticator struct {
 
 	node     *invalidator.Node
 	applied  *observe.AppliedRecorder // nil: not wanted
+	traced   *tracing.Recorder        // nil: no TracerProvider
+	tracer   trace.Tracer             // the same
 	started  time.Time
 	unlinker *invalidator.Unlinker // nil: no Redis, or not wanted
 	l1       *tier1
@@ -84,6 +88,11 @@ func New(cfg Config) (*Authenticator, error) {
 	if cfg.AppliedInterval > 0 {
 		a.applied = observe.NewAppliedRecorder(cfg.NATS, cfg.Subjects, cfg.Name, cfg.AppliedInterval, cfg.Logger)
 		follow = append(follow, a.applied)
+	}
+	if cfg.TracerProvider != nil {
+		a.tracer = cfg.TracerProvider.Tracer(tracing.Scope)
+		a.traced = tracing.NewRecorder(cfg.TracerProvider, cfg.Name)
+		follow = append(follow, a.traced)
 	}
 	a.usageAfter = usageNever
 	if cfg.Watch.APIKey.LastUsedAt != "" && cfg.UsageInterval > 0 {
@@ -178,6 +187,9 @@ func (a *Authenticator) Run(ctx context.Context) error {
 	forever(a.answerEntries)
 	if a.applied != nil {
 		start(a.applied.Run)
+	}
+	if a.traced != nil {
+		forever(a.traced.Run)
 	}
 	for i := range a.cfg.MaxLoads {
 		reserved := i == 0 && a.cfg.MaxLoads > 1

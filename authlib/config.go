@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/invalidator"
@@ -163,6 +164,12 @@ type Config struct {
 
 	// Version of the caller's program, for people who watch. Default: not told.
 	Version string
+
+	// TracerProvider, if set, gets spans: of each request that memory does not
+	// answer, below the caller's; of queries to the primary; and of events that were
+	// applied, in one trace each with the leader's (package observe/tracing). A hit
+	// makes none.
+	TracerProvider trace.TracerProvider
 
 	// Logger gets state changes at Info, self-healing at Warn, what needs a
 	// person at Error, single events at Debug. Never a token. Default: none.

@@ -78,6 +78,11 @@ func (a *Authenticator) read(ctx context.Context, kind event.Kind, batch []*flig
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.LoadTimeout)
 	defer cancel()
 	defer func(begun time.Time) { a.count.queryTook.Took(time.Since(begun)) }(time.Now())
+	if a.tracer != nil {
+		var end func()
+		ctx, end = a.traceQuery(ctx, kind, len(batch))
+		defer end()
+	}
 	a.count.queries.Add(1)
 	a.count.batch.Observe(float64(len(batch)))
 	a.count.queriedRefs.Add(uint64(len(batch)))

@@ -75,8 +75,18 @@ type Config struct {
 	// standby can take over. Keep it below MaxStaleness. Default 1.5 s.
 	SessionTimeout time.Duration
 
+	// Observer is told of what was published; nil: nobody.
+	Observer Observer
+
 	// Logger receives the log. Default: slog.Default().
 	Logger *slog.Logger
+}
+
+// Observer is told of events.
+type Observer interface {
+	// Published is called for each event once the COMMIT of its drain succeeded, by
+	// the goroutine that drains: it must return at once, and not change the event.
+	Published(ev event.Event)
 }
 
 // StreamConfig describes the stream. It is created with these settings when it

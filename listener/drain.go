@@ -36,6 +36,7 @@ type drained struct {
 	events int
 	more   bool // the drain hit its limit: rows may be left
 	lag    time.Duration
+	told   []event.Event // for Config.Observer, once the COMMIT succeeded
 }
 
 // drain runs one transaction of rule 8. Whatever it returns as an error leaves
@@ -156,7 +157,7 @@ func (t *term) publishRows(ctx context.Context, round *pgconn.Pipeline, statemen
 	if err := p.flush(); err != nil {
 		return d, err
 	}
-	d.events = p.events
+	d.events, d.told = p.events, p.told
 	if !p.oldest.IsZero() {
 		d.lag = max(0, now.Sub(p.oldest)) // both by the clock of Postgres
 	}

@@ -176,6 +176,9 @@ func (t *term) round(ctx context.Context, pace *pace, group *sync.WaitGroup) err
 	pace.drained(start, end, d)
 	t.s.l.status.drained(t.committed, d, end.Sub(start))
 	t.tellLate(d, end)
+	for _, ev := range d.told {
+		t.s.l.settings.Observer.Published(ev)
+	}
 	t.weigh(end, d.rows > 0)
 	if d.more {
 		return nil // rows may be left that were committed before the asks

@@ -19,6 +19,7 @@ type publisher struct {
 	bytes   int // bound of the encoded size of changes
 	events  int
 	oldest  time.Time
+	told    []event.Event // for Config.Observer
 }
 
 // overhead bounds what an event weighs beside its changes, headers included,
@@ -102,6 +103,9 @@ func (p *publisher) flush() error {
 		return fmt.Errorf("%w: publish event: %w", errPublish, err)
 	}
 	p.events++
+	if t.s.l.settings.Observer != nil {
+		p.told = append(p.told, e)
+	}
 	p.changes, p.refs, p.bytes = nil, 0, 0
 	return nil
 }

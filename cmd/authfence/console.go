@@ -18,8 +18,8 @@ import (
 
 type consoleCommand struct {
 	natsFlags
-	Listen string        `default:"127.0.0.1:7610" env:"AUTHFENCE_CONSOLE_LISTEN" placeholder:"HOST:PORT" help:"Where the page is served. It asks nobody who they are: put a proxy that does before any address but loopback."`
-	Host   []string      `env:"AUTHFENCE_CONSOLE_HOST" placeholder:"NAME" help:"Name that browsers know it by, beside localhost and addresses; may be repeated."`
+	Listen string        `default:"127.0.0.1:7610" env:"-" placeholder:"HOST:PORT" help:"Where the page is served. It asks nobody who they are: put a proxy that does before any address but loopback."`
+	Host   []string      `env:"-" placeholder:"NAME" help:"Name that browsers know it by, beside localhost and addresses; may be repeated."`
 	Since  string        `env:"-" default:"15m" placeholder:"WHEN" help:"Changes of the stream to begin with: a duration back from now, or a time as 2026-11-25T10:00:00Z."`
 	Every  time.Duration `env:"-" default:"1s" help:"How often processes are asked."`
 }

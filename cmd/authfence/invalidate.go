@@ -13,6 +13,7 @@ import (
 	"github.com/authfence/authfence/invalidator"
 	"github.com/authfence/authfence/observe"
 	"github.com/authfence/authfence/observe/metrics"
+	"github.com/authfence/authfence/observe/tracing"
 )
 
 type invalidateCommand struct {
@@ -59,20 +60,30 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if c.HTTP != "" || c.GRPC != "" {
 		return c.serve(ctx, s, f, nc, client, subjects, name)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var observing observers
 	var applied *observe.AppliedRecorder
-	var observer invalidator.Observer
 	if c.AppliedInterval > 0 {
 		applied = observe.NewAppliedRecorder(nc, subjects, name, c.AppliedInterval, s.log)
-		observer = applied
+		observing = append(observing, applied)
+	}
+	provider, sendTraces, err := s.traceProvider(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer sendTraces()
+	var traced *tracing.Recorder
+	if provider != nil {
+		traced = tracing.NewRecorder(provider, name)
+		observing = append(observing, traced)
 	}
 	node, err := invalidator.New(nc, nothingCached{}, invalidator.Config{
-		Name: name, Observer: observer, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
+		Name: name, Observer: observing, Subjects: subjects, Stream: c.stream(subjects), Domain: c.NATSDomain, MaxStaleness: c.MaxStaleness, Logger: s.log,
 	})
 	if err != nil {
 		return usageError{err}
 	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	group, running := errgroup.WithContext(ctx)
 	var unlinker *invalidator.Unlinker
 	if client != nil {
@@ -100,6 +111,9 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if applied != nil {
 		group.Go(func() error { return applied.Run(running) })
 	}
+	if traced != nil {
+		group.Go(func() error { traced.Run(running); return nil })
+	}
 	group.Go(func() error { return observe.NewResponder(nc, subjects, status, s.log).Run(running) })
 	err = group.Wait()
 	stop()
@@ -108,6 +122,21 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	}
 	s.log.Info("invalidator stopped")
 	return errors.Join(err, wait())
+}
+
+// observers are told in turn.
+type observers []invalidator.Observer
+
+func (o observers) Applied(ev event.Event) {
+	for _, each := range o {
+		each.Applied(ev)
+	}
+}
+
+func (o observers) Reset(at event.Mark) {
+	for _, each := range o {
+		each.Reset(at)
+	}
 }
 
 // nothingCached is the cache of a process that keeps floors, confirms barriers

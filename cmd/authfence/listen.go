@@ -12,6 +12,7 @@ import (
 	"github.com/authfence/authfence/listener"
 	"github.com/authfence/authfence/observe"
 	"github.com/authfence/authfence/observe/metrics"
+	"github.com/authfence/authfence/observe/tracing"
 )
 
 type listenCommand struct {
@@ -61,6 +62,18 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if err := config.Validate(); err != nil {
 		return usageError{err}
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	provider, sendTraces, err := s.traceProvider(ctx, config.Name)
+	if err != nil {
+		return err
+	}
+	defer sendTraces()
+	var traced *tracing.Recorder
+	if provider != nil {
+		traced = tracing.NewRecorder(provider, config.Name)
+		config.Observer = traced
+	}
 	// What cannot be sent now is better drained again than sent late.
 	nc, err := c.connect(config.Name, event.RoleListener, s.log, nats.ReconnectBufSize(-1))
 	if err != nil {
@@ -71,8 +84,6 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 	if err != nil {
 		return usageError{err}
 	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	wait, err := c.serveHealth(ctx, s, func() (bool, string, any) {
 		ok, reason := l.Ready()
 		return ok, reason, l.Status()
@@ -86,6 +97,9 @@ func (c listenCommand) Run(ctx context.Context, s *stage, f *file) error {
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return observe.NewResponder(nc, subjects, status, s.log).Run(running) })
 	group.Go(func() error { return l.Run(running) })
+	if traced != nil {
+		group.Go(func() error { traced.Run(running); return nil })
+	}
 	err = group.Wait()
 	stop()
 	s.log.Info("listener stopped")

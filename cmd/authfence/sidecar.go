@@ -92,8 +92,14 @@ func (c invalidateCommand) serve(ctx context.Context, s *stage, f *file, nc *nat
 		usage = -1 // never
 	}
 	feed := gateway.NewFeed(0)
+	provider, sendTraces, err := s.traceProvider(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer sendTraces()
 	auth, err := authlib.New(authlib.Config{
-		Pool: pool, NATS: nc, Redis: client, SealKeys: keys, L2Prefix: c.RedisPrefix, Watch: f.watch, Observer: feed,
+		TracerProvider: provider,
+		Pool:           pool, NATS: nc, Redis: client, SealKeys: keys, L2Prefix: c.RedisPrefix, Watch: f.watch, Observer: feed,
 		Name: name, Subjects: subjects, Stream: c.stream(subjects), JetStreamDomain: c.NATSDomain,
 		MaxStaleness: c.MaxStaleness, L1Bytes: c.L1Bytes, UnlinkDurable: c.Unlinker, UsageInterval: usage, AppliedInterval: c.appliedInterval(), Version: buildVersion(), Logger: s.log,
 	})

@@ -334,7 +334,8 @@ func TestRegions_WorkOverALeafNode(t *testing.T) {
 	})
 }
 
-// wantDrained waits until the change log is empty: the events are out.
+// wantDrained waits until the change log is empty, so that the events are out, and until every replica of the stream
+// has them: whoever replays may be given any.
 func (r *regions) wantDrained(t *testing.T) {
 	t.Helper()
 	conn, err := pgx.Connect(within(t), r.owner)
@@ -345,6 +346,18 @@ func (r *regions) wantDrained(t *testing.T) {
 	eventually(t, "the change log is drained", func() bool {
 		var left int
 		return conn.QueryRow(within(t), `SELECT count(*) FROM authfence.change`).Scan(&left) == nil && left == 0
+	})
+	js, err := jetstream.New(r.as(t, "admin").Conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "every replica has the stream", func() bool {
+		stream, err := js.Stream(within(t), subjects.Stream())
+		if err != nil {
+			return false
+		}
+		cluster := stream.CachedInfo().Cluster
+		return cluster != nil && len(cluster.Replicas) > 0 && !slices.ContainsFunc(cluster.Replicas, func(p *jetstream.PeerInfo) bool { return !p.Current || p.Offline || p.Lag > 0 })
 	})
 }
 
