@@ -172,6 +172,34 @@ func TestObjects_FitTogether(t *testing.T) {
 	}
 }
 
+// Who scrapes is let in to the port of /metrics, and nobody else is, unless it is said who.
+func TestPolicies_LetScrapersInAndNobodyElse(t *testing.T) {
+	monitoring := map[string]any{"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": "monitoring"}}}
+	for _, scraped := range []bool{false, true} {
+		all := mustRender(t, load(t, ours), "authfence", values(t, func(v map[string]any) {
+			if scraped {
+				at(v, "networkPolicy")["scrapers"] = []any{monitoring}
+			}
+		}))
+		for _, name := range []string{"authfence-listen", "authfence-node"} {
+			i := slices.IndexFunc(all.policies, func(p *networkingv1.NetworkPolicy) bool { return p.Name == name })
+			if i < 0 {
+				t.Fatalf("no policy %s", name)
+			}
+			open := slices.ContainsFunc(all.policies[i].Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
+				return len(r.Ports) == 1 && r.Ports[0].Port.StrVal == "health" && len(r.From) == 1 && r.From[0].NamespaceSelector != nil &&
+					r.From[0].NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"] == "monitoring"
+			})
+			if open != scraped {
+				t.Errorf("%s with scrapers %v: %+v", name, scraped, all.policies[i].Spec.Ingress)
+			}
+			if name == "authfence-listen" && !scraped && len(all.policies[i].Spec.Ingress) != 0 {
+				t.Errorf("%s lets in %+v", name, all.policies[i].Spec.Ingress)
+			}
+		}
+	}
+}
+
 // wantPolicy: one policy holds each pod of the chart, and it lets it reach what its environment names.
 func wantPolicy(t *testing.T, what string, policies []*networkingv1.NetworkPolicy, w workload) {
 	t.Helper()
