@@ -152,6 +152,11 @@ func (e *examination) checkAccount(ctx context.Context, c *checker, js jetstream
 		return err
 	}
 	need := e.Stream.MaxBytes * int64(e.Stream.Replicas)
+	if most := info.Limits.MaxStreams; most == 1 {
+		c.tell(Finding{Level: Warning, Found: "the account may have one stream",
+			Why: "there is no room for the audit: authfence receipts has nothing to show", Mend: "Set max_streams of the account to 2, or give listeners --audit-max-age=0."})
+		return nil
+	}
 	if most := info.Limits.MaxStore; most >= 0 && most < need {
 		c.tell(Finding{Level: Warning, Found: fmt.Sprintf("the account may store %d MiB, the stream up to %d MiB", most>>20, need>>20),
 			Why: "the server refuses the stream, or its newest events when it is full", Mend: "Raise max_file of the account, or lower stream-max-bytes."})

@@ -219,6 +219,10 @@ func TestStream_SettingsThatBreakReplay(t *testing.T) {
 		t.Fatal(err)
 	}
 	examine(t, doctor.Config{NATS: nc}).wants("stream.account", doctor.Warning, "the account may store 512 MiB, the stream up to 1024 MiB")
+	if err := bus.Server().GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{"": {MaxStore: -1, MaxMemory: -1, MaxStreams: 1, MaxConsumers: -1}}); err != nil {
+		t.Fatal(err)
+	}
+	examine(t, doctor.Config{NATS: nc}).wants("stream.account", doctor.Warning, "the account may have one stream")
 }
 
 // TestNATS_LoginThatMayDoLittle is a note each, unless it is said to be a node's.
