@@ -21,6 +21,7 @@
 //	authfence.report   ReportAsk  -> Report, answered by every node
 //	authfence.barrier  BarrierAsk -> Receipt, answered by the leader
 //	authfence.status   StatusAsk  -> StatusReply, answered by every node and listener
+//	authfence.entry    EntryAsk   -> EntryReply, answered by every node with a cache
 //	authfence.applied  AppliedLog, from every node
 //
 // # Encoding
