@@ -133,7 +133,12 @@ func TestAudit_IsKeptBesideTheEvents(t *testing.T) {
 	}
 	eventually(t, "the stream is back", func() bool { _, err := js.Stream(e.context(), "AUTHFENCE"); return err == nil })
 	e.change("b")
-	eventually(t, "events go on into the audit", has(event.Subjects{}.Event(), 2))
+	// The server looks for a source that was lost in steps of ten seconds or thirty.
+	for end := time.Now().Add(5 * patience); !has(event.Subjects{}.Event(), 2)(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("events do not go on into the audit")
+		}
+	}
 	if err := js.DeleteStream(e.context(), "AUTHFENCE_AUDIT"); err != nil {
 		t.Fatal(err)
 	}
