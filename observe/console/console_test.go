@@ -226,6 +226,19 @@ func TestEvents_AChangeIsFollowedToEachNode(t *testing.T) {
 	}
 }
 
+// What a node tells may be here before the event is: the two come by ways of their own.
+func TestEvents_NodesMayTellFirst(t *testing.T) {
+	s := newScene(t)
+	b := s.listen()
+	at := time.Now().UTC().Truncate(time.Microsecond)
+	s.change(1, at)
+	next(b, "change", func(c changeSeen) bool { return c.Position == "1-1" })
+	s.applied("api-1", 2, at.Add(time.Millisecond), false)
+	next(b, "change", func(c changeSeen) bool { return c.Position == "1-1" && len(c.Nodes) == 1 })
+	s.change(2, at)
+	next(b, "change", func(c changeSeen) bool { return c.Position == "1-2" && len(c.Nodes) == 1 })
+}
+
 func TestEvents_SayWhatIsAmiss(t *testing.T) {
 	s := newScene(t)
 	b := s.listen()

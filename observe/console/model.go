@@ -17,6 +17,7 @@ import (
 // Bounds of what is kept and told.
 const (
 	changesKept  = 200
+	logsKept     = 256
 	refsTold     = 8
 	epochsKept   = 64
 	silentKept   = time.Hour
@@ -95,7 +96,8 @@ type latency struct {
 type model struct {
 	nodes   terminal.Nodes
 	now     system
-	changes []*change     // oldest first
+	changes []*change // oldest first
+	logs    []event.AppliedLog
 	epochs  []event.Epoch // in their order
 	took    *histogram.Histogram
 }
@@ -161,6 +163,9 @@ func (m *model) follow(i observe.Item) (told []message) {
 			m.changes = slices.Delete(m.changes, 0, 1)
 		}
 		m.changes = append(m.changes, ch)
+		for _, log := range m.logs { // what nodes told while the event was on its way here
+			m.cover(ch, log)
+		}
 		told = append(told, encode("change", ch))
 	}
 	return told
@@ -168,36 +173,46 @@ func (m *model) follow(i observe.Item) (told []message) {
 
 // applied takes what a node tells of how far it is.
 func (m *model) applied(log event.AppliedLog) (told []message) {
-	order := slices.Index(m.epochs, log.Epoch)
-	if order < 0 || len(log.Events) == 0 {
+	if len(log.Events) == 0 {
 		return nil
 	}
 	if first := log.Events[0]; log.Reset {
 		told = append(told, encode("notice", notice{Time: first.At.UTC(), Level: "info", Text: fmt.Sprintf("node %s began anew at %s: its cache is empty", log.Node, first.Position)}))
 	}
+	if len(m.logs) == logsKept {
+		m.logs = slices.Delete(m.logs, 0, 1)
+	}
+	m.logs = append(m.logs, log)
 	for _, c := range m.changes {
-		entry := 0
-		if c.Epoch == log.Epoch {
-			entry = sort.Search(len(log.Events), func(i int) bool { return !log.Events[i].Position.Less(c.Position) })
-		} else if of := slices.Index(m.epochs, c.Epoch); of > order {
-			continue
+		if m.cover(c, log) {
+			told = append(told, encode("change", c))
 		}
-		if entry == len(log.Events) || slices.ContainsFunc(c.Nodes, func(n inForce) bool { return n.Node == log.Node }) {
-			continue
-		}
-		at := log.Events[entry].At
-		n := inForce{Node: log.Node, After: millis(at.Sub(c.Committed)), Anew: log.Reset && entry == 0}
-		if n.Anew && c.Past {
-			continue // it may have begun after the change
-		}
-		if !n.Anew && !c.Past {
-			m.took.Took(at.Sub(c.Committed))
-		}
-		c.Nodes = append(c.Nodes, n)
-		slices.SortFunc(c.Nodes, func(a, b inForce) int { return strings.Compare(a.Node, b.Node) })
-		told = append(told, encode("change", c))
 	}
 	return told
+}
+
+// cover notes in a change that a log says it is in force.
+func (m *model) cover(c *change, log event.AppliedLog) bool {
+	entry, order := 0, slices.Index(m.epochs, log.Epoch)
+	if c.Epoch == log.Epoch {
+		entry = sort.Search(len(log.Events), func(i int) bool { return !log.Events[i].Position.Less(c.Position) })
+	} else if of := slices.Index(m.epochs, c.Epoch); of > order {
+		return false
+	}
+	if entry == len(log.Events) || slices.ContainsFunc(c.Nodes, func(n inForce) bool { return n.Node == log.Node }) {
+		return false
+	}
+	at := log.Events[entry].At
+	n := inForce{Node: log.Node, After: millis(at.Sub(c.Committed)), Anew: log.Reset && entry == 0}
+	switch {
+	case n.Anew && c.Past:
+		return false // it may have begun after the change
+	case !n.Anew && !c.Past:
+		m.took.Took(at.Sub(c.Committed))
+	}
+	c.Nodes = append(c.Nodes, n)
+	slices.SortFunc(c.Nodes, func(a, b inForce) int { return strings.Compare(a.Node, b.Node) })
+	return true
 }
 
 // look takes the answers of the processes.
