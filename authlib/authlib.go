@@ -78,7 +78,7 @@ func New(cfg Config) (*Authenticator, error) {
 		desk:      newDesk(cfg.MaxWaiting),
 	}
 	a.count.queryTook, a.count.batch = histogram.New(histogram.Seconds), histogram.New(histogram.Sizes)
-	var follow observers
+	var follow invalidator.Observers
 	if cfg.Observer != nil {
 		follow = append(follow, cfg.Observer)
 	}
@@ -236,21 +236,6 @@ func (a *Authenticator) answerStatus(ctx context.Context) {
 	describe := func() event.StatusReply { return a.Status().Reply(a.cfg.Version, a.started) }
 	if err := observe.NewResponder(a.cfg.NATS, a.cfg.Subjects, describe, a.log).Run(ctx); err != nil {
 		a.log.DebugContext(ctx, "status is not answered", "err", err)
-	}
-}
-
-// observers are told in turn.
-type observers []invalidator.Observer
-
-func (o observers) Applied(ev event.Event) {
-	for _, one := range o {
-		one.Applied(ev)
-	}
-}
-
-func (o observers) Reset(at event.Mark) {
-	for _, one := range o {
-		one.Reset(at)
 	}
 }
 

@@ -75,6 +75,18 @@ func (e Event) Refs() int {
 	return n
 }
 
+// Written is when the oldest of its rows was, by the clock of Postgres; zero when
+// that could not be read (Newer).
+func (e Event) Written() time.Time {
+	oldest := e.Changes[0].At // there is one
+	for _, c := range e.Changes[1:] {
+		if c.At.Before(oldest) {
+			oldest = c.At
+		}
+	}
+	return oldest
+}
+
 func (e Event) validate() error {
 	switch {
 	case e.Epoch == 0:

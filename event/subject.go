@@ -83,6 +83,9 @@ func (s Subjects) Answerable(reply string) bool {
 	return reply[0] != '$'
 }
 
+// AuditStream is the name of the stream of the audit beside a stream of events.
+func AuditStream(stream string) string { return stream + "_AUDIT" }
+
 // Stream is the default name of the JetStream stream that captures Event.
 // Stream names cannot hold dots.
 func (s Subjects) Stream() string {

@@ -394,6 +394,10 @@ func TestNode_TakesANewerEventForAChangeOfEverything(t *testing.T) {
 	}
 	n.fill(t, organization("c"))
 	n.awaitApplied(t, l.publish(organizations("d")))
+	// When it was written nobody here can read: it is no measurement.
+	if h := n.Status().Stats.CommitToApplied; h.Counts[len(h.Counts)-1] != 0 {
+		t.Errorf("commit to applied: %v", h.Counts)
+	}
 	if s := n.Status(); s.Stats.Newer != 2 || s.Stats.Resets() != 1 || s.Stats.Poison != 0 || s.Phase != Fresh || !n.cache.has(organization("c")) {
 		t.Errorf("status: %+v", s)
 	}

@@ -24,10 +24,22 @@ type Observer interface {
 	Reset(at event.Mark)    // everything was evicted; history begins anew at this mark (rule 14)
 }
 
-type nobody struct{}
+// Observers are told in turn.
+type Observers []Observer
 
-func (nobody) Applied(event.Event) {}
-func (nobody) Reset(event.Mark)    {}
+// Applied tells all of them.
+func (o Observers) Applied(ev event.Event) {
+	for _, each := range o {
+		each.Applied(ev)
+	}
+}
+
+// Reset tells all of them.
+func (o Observers) Reset(at event.Mark) {
+	for _, each := range o {
+		each.Reset(at)
+	}
+}
 
 // Stamp is what a node was at when a read of the primary began (rule 16).
 type Stamp struct {
@@ -56,7 +68,7 @@ type state struct {
 }
 
 func newState(cache Cache, maxFloors int) *state {
-	s := &state{maxFloors: maxFloors, cache: cache, observer: nobody{}, generation: 1}
+	s := &state{maxFloors: maxFloors, cache: cache, observer: Observers(nil), generation: 1}
 	s.history = newHistory(0, event.Position{}, maxFloors) // rule 15
 	s.lease.Store(overLease)
 	s.markLocked()

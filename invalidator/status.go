@@ -114,13 +114,9 @@ type counters struct {
 func (c *counters) took(ev event.Event) {
 	c.events.Add(1)
 	c.refs.Add(uint64(ev.Refs()))
-	oldest := ev.Changes[0].At // there is one
-	for _, change := range ev.Changes[1:] {
-		if change.At.Before(oldest) {
-			oldest = change.At
-		}
+	if written := ev.Written(); !written.IsZero() {
+		c.applied.Took(time.Since(written))
 	}
-	c.applied.Took(time.Since(oldest))
 }
 
 // Status takes a snapshot. It locks the node for a moment; once a second is

@@ -149,7 +149,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Stream.MaxAge, 24*time.Hour)
 	set(&c.Stream.MaxBytes, 1<<30)
 	set(&c.Stream.CheckInterval, 5*time.Second)
-	set(&c.Audit.Name, c.Stream.Name+"_AUDIT")
+	set(&c.Audit.Name, event.AuditStream(c.Stream.Name))
 	set(&c.Audit.MaxAge, 30*24*time.Hour)
 	set(&c.Audit.MaxBytes, 1<<30)
 	set(&c.MaxStaleness, 2*time.Second)

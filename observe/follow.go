@@ -39,6 +39,27 @@ type Item struct {
 	Err      error
 }
 
+// Text says a notice in words, for a person.
+func (i Item) Text() string {
+	switch i.Notice {
+	case CaughtUp:
+		return "from here on live"
+	case Disconnected:
+		return "NATS is gone: events go by unseen"
+	case Reconnected:
+		return "NATS is back: what went by is read from the stream"
+	case Missing:
+		return fmt.Sprintf("events after %s up to %s went by, and the stream does not have them", i.From, i.To)
+	case NewEpoch:
+		return fmt.Sprintf("a new epoch begins, %s: every cache begins anew", i.Event.Epoch)
+	case Unreadable:
+		return fmt.Sprintf("a message that cannot be read: %v", i.Err)
+	case NoStream:
+		return fmt.Sprintf("the stream cannot be read: %v", i.Err)
+	}
+	return string(i.Notice)
+}
+
 // FollowConfig says what is followed. The zero value is what comes from now on,
 // under the default subjects.
 type FollowConfig struct {
@@ -77,10 +98,7 @@ func Follow(ctx context.Context, nc *nats.Conn, cfg FollowConfig, tell func(Item
 	if cfg.Stream == "" {
 		cfg.Stream = cfg.Subjects.Stream()
 	}
-	js, err := jetstream.New(nc)
-	if cfg.Domain != "" {
-		js, err = jetstream.NewWithDomain(nc, cfg.Domain)
-	}
+	js, err := jetStream(nc, cfg.Domain)
 	if err != nil {
 		return fmt.Errorf("follow: %w", err)
 	}
@@ -136,6 +154,13 @@ func Follow(ctx context.Context, nc *nats.Conn, cfg FollowConfig, tell func(Item
 			}
 		}
 	}
+}
+
+func jetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
+	if domain != "" {
+		return jetstream.NewWithDomain(nc, domain)
+	}
+	return jetstream.New(nc)
 }
 
 type follower struct {

@@ -46,17 +46,6 @@ type Receipt struct {
 	Nodes     []InForce // by name
 }
 
-// Written is when the oldest of its rows was written, by the clock of Postgres.
-func (r Receipt) Written() time.Time {
-	oldest := r.Changes[0].At
-	for _, c := range r.Changes[1:] {
-		if c.At.Before(oldest) {
-			oldest = c.At
-		}
-	}
-	return oldest
-}
-
 // InForce says of a node when a change was in force on it: at that time, or
 // before.
 type InForce struct {
@@ -94,15 +83,12 @@ var ErrNoAudit = errors.New("the audit is not kept")
 // nothing, and whoever may publish as one can claim what it likes.
 func Receipts(ctx context.Context, nc *nats.Conn, cfg ReceiptsConfig) (*Audit, error) {
 	if cfg.Stream == "" {
-		cfg.Stream = cfg.Subjects.Stream() + "_AUDIT"
+		cfg.Stream = event.AuditStream(cfg.Subjects.Stream())
 	}
 	if cfg.Max == 0 {
 		cfg.Max = 1000
 	}
-	js, err := jetstream.New(nc)
-	if cfg.Domain != "" {
-		js, err = jetstream.NewWithDomain(nc, cfg.Domain)
-	}
+	js, err := jetStream(nc, cfg.Domain)
 	if err != nil {
 		return nil, fmt.Errorf("read the audit: %w", err)
 	}

@@ -165,8 +165,8 @@ func TestReceipts_SayWhenAChangeWasInForceOnWhichNode(t *testing.T) {
 		"9/1-3 third: api-1 api-2=anew killed=silent",
 		"9/1-4 fourth: api-1 api-2=anew killed=silent")
 	second := audit.Receipts[1]
-	if got := second.Nodes[0].At; !got.Equal(at) || !second.Written().Equal(two.Changes[0].At) || !second.Published.Equal(two.At) {
-		t.Errorf("in force at %s, written %s, published %s; want %s, %s, %s", got, second.Written(), second.Published, at, two.Changes[0].At, two.At)
+	if got := second.Nodes[0].At; !got.Equal(at) || !second.Changes[0].At.Equal(two.Changes[0].At) || !second.Published.Equal(two.At) {
+		t.Errorf("in force at %s, written %s, published %s; want %s, %s, %s", got, second.Changes[0].At, second.Published, at, two.Changes[0].At, two.At)
 	}
 
 	one := r.receipts(func(c *observe.ReceiptsConfig) {

@@ -103,7 +103,7 @@ func (c explainCommand) Run(ctx context.Context, s *stage, f *file) error {
 		wanted[event.OrganizationRef(ask.Organization)] = true
 	}
 	x.Audit, err = observe.Receipts(ctx, nc, observe.ReceiptsConfig{
-		Subjects: subjects, Stream: c.auditStream(subjects), Domain: c.NATSDomain, Since: since, Max: explainEvents, Filter: observe.Filter{Refs: wanted},
+		Subjects: subjects, Stream: event.AuditStream(c.stream(subjects)), Domain: c.NATSDomain, Since: since, Max: explainEvents, Filter: observe.Filter{Refs: wanted},
 	})
 	if err != nil {
 		x.Audit, x.Note = nil, err.Error()

@@ -62,7 +62,7 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var observing observers
+	var observing invalidator.Observers
 	var applied *observe.AppliedRecorder
 	if c.AppliedInterval > 0 {
 		applied = observe.NewAppliedRecorder(nc, subjects, name, c.AppliedInterval, s.log)
@@ -122,21 +122,6 @@ func (c invalidateCommand) Run(ctx context.Context, s *stage, f *file) error {
 	}
 	s.log.Info("invalidator stopped")
 	return errors.Join(err, wait())
-}
-
-// observers are told in turn.
-type observers []invalidator.Observer
-
-func (o observers) Applied(ev event.Event) {
-	for _, each := range o {
-		each.Applied(ev)
-	}
-}
-
-func (o observers) Reset(at event.Mark) {
-	for _, each := range o {
-		each.Reset(at)
-	}
 }
 
 // nothingCached is the cache of a process that keeps floors, confirms barriers

@@ -28,9 +28,6 @@ type receiptsCommand struct {
 	JSON      bool          `name:"json" env:"-" help:"Print one JSON object a line."`
 }
 
-// auditStream is the name that a listener gives the stream beside that of events.
-func (f natsFlags) auditStream(subjects event.Subjects) string { return f.stream(subjects) + "_AUDIT" }
-
 func (c receiptsCommand) Run(ctx context.Context, s *stage, f *file) error {
 	since, err := parseSince("--since", c.Since)
 	if err != nil {
@@ -69,7 +66,7 @@ func (c receiptsCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return c.selfCheck(ctx, s, nc, subjects)
 	}
 	audit, err := observe.Receipts(ctx, nc, observe.ReceiptsConfig{
-		Subjects: subjects, Stream: c.auditStream(subjects), Domain: c.NATSDomain, Since: since, Until: until, Filter: filter, Max: c.Max,
+		Subjects: subjects, Stream: event.AuditStream(c.stream(subjects)), Domain: c.NATSDomain, Since: since, Until: until, Filter: filter, Max: c.Max,
 	})
 	switch {
 	case errors.Is(err, observe.ErrNoAudit):
@@ -78,7 +75,7 @@ func (c receiptsCommand) Run(ctx context.Context, s *stage, f *file) error {
 		return err
 	}
 	if len(audit.Receipts) == 0 {
-		s.log.Info("no change found", "since", since.UTC().Format(time.RFC3339), "stream", c.auditStream(subjects))
+		s.log.Info("no change found", "since", since.UTC().Format(time.RFC3339), "stream", event.AuditStream(c.stream(subjects)))
 	}
 	err = terminal.Receipts{Out: s.out, Color: colored(s.out), JSON: c.JSON}.Write(audit)
 	if errors.Is(err, syscall.EPIPE) {

@@ -123,24 +123,14 @@ func encode(name string, v any) message {
 // follow takes what a follower tells.
 func (m *model) follow(i observe.Item) (told []message) {
 	if i.Notice != "" {
-		n := notice{Time: i.Received.UTC(), Level: "warn"}
+		n := notice{Time: i.Received.UTC(), Level: "warn", Text: i.Text()}
 		switch i.Notice {
 		case observe.CaughtUp:
 			return nil
 		case observe.Disconnected:
-			n.Level, n.Text = "bad", "NATS is gone: events go by unseen"
+			n.Level = "bad"
 		case observe.Reconnected:
-			n.Level, n.Text = "info", "NATS is back: what went by is read from the stream"
-		case observe.Missing:
-			n.Text = fmt.Sprintf("events after %s up to %s went by, and the stream does not have them", i.From, i.To)
-		case observe.NewEpoch:
-			n.Text = fmt.Sprintf("a new epoch begins, %s: every cache begins anew", i.Event.Epoch)
-		case observe.Unreadable:
-			n.Text = fmt.Sprintf("a message that cannot be read: %v", i.Err)
-		case observe.NoStream:
-			n.Text = fmt.Sprintf("the stream cannot be read: %v", i.Err)
-		default:
-			n.Text = string(i.Notice)
+			n.Level = "info"
 		}
 		return []message{encode("notice", n)}
 	}
@@ -207,7 +197,7 @@ func (m *model) cover(c *change, log event.AppliedLog) bool {
 	switch {
 	case n.Anew && c.Past:
 		return false // it may have begun after the change
-	case !n.Anew && !c.Past:
+	case !n.Anew && !c.Past && !c.Committed.IsZero(): // zero: of a newer version
 		m.took.Took(at.Sub(c.Committed))
 	}
 	c.Nodes = append(c.Nodes, n)

@@ -130,26 +130,14 @@ func (e *Events) notice(i observe.Item) error {
 		}
 		return e.json(line)
 	}
-	style, text := warn, ""
+	style := warn
 	switch i.Notice {
 	case observe.CaughtUp:
-		style, text = dim, "from here on live"
-	case observe.Disconnected:
-		text = "NATS is gone: events go by unseen"
+		style = dim
 	case observe.Reconnected:
-		style, text = good, "NATS is back: what went by is read from the stream"
-	case observe.Missing:
-		text = fmt.Sprintf("events after %s up to %s went by, and the stream does not have them", i.From, i.To)
-	case observe.NewEpoch:
-		text = fmt.Sprintf("a new epoch begins, %s: every cache begins anew", i.Event.Epoch)
-	case observe.Unreadable:
-		text = fmt.Sprintf("a message that cannot be read: %v", i.Err)
-	case observe.NoStream:
-		text = fmt.Sprintf("the stream cannot be read: %v", i.Err)
-	default:
-		text = string(i.Notice)
+		style = good
 	}
-	return e.say(style, i.Received, text)
+	return e.say(style, i.Received, i.Text())
 }
 
 // Reset writes that a node began anew: what it had cached is gone.

@@ -127,29 +127,18 @@ func (r *Recorder) write(rec record) {
 	options := []trace.SpanStartOption{trace.WithAttributes(r.name, attribute.String("authfence.epoch", ev.Epoch.String()),
 		attribute.String("authfence.position", ev.Position.String()), attribute.Int("authfence.refs", ev.Refs()))}
 	if rec.published {
-		name, begun = "authfence change", written(ev)
+		name, begun = "authfence change", ev.Written()
 		ctx = context.WithValue(ctx, rootKey{}, root)
 		options = append(options, trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attribute.StringSlice("authfence.changes", kinds(ev))))
 	} else {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, root)
 		options = append(options, trace.WithSpanKind(trace.SpanKindConsumer))
 	}
-	if begun.After(rec.at) { // two clocks
+	if begun.IsZero() || begun.After(rec.at) { // of a newer version; two clocks
 		begun = rec.at
 	}
 	_, span := r.tracer.Start(ctx, name, append(options, trace.WithTimestamp(begun))...)
 	span.End(trace.WithTimestamp(rec.at))
-}
-
-// written is when the oldest change was.
-func written(ev event.Event) time.Time {
-	oldest := ev.Changes[0].At
-	for _, c := range ev.Changes[1:] {
-		if c.At.Before(oldest) {
-			oldest = c.At
-		}
-	}
-	return oldest
 }
 
 // kinds are the changes in short: never a ref.
