@@ -289,3 +289,17 @@ func TestDrain_LooksRowsUpByPlace(t *testing.T) {
 		t.Errorf("the plan is\n%s", text)
 	}
 }
+
+// A long outbox is worth an operator's look, and nothing ends for it: what cannot be
+// measured in time is not.
+func TestDrain_MeasuringALongOutboxEndsNothing(t *testing.T) {
+	defer listener.SetMeasureTimeout(time.Millisecond)()
+	e := newEnv(t)
+	e.exec(`INSERT INTO authfence.change SELECT 'organization', n::text, 'update', false, clock_timestamp() FROM generate_series(1, 200000) n`)
+	l := e.lead(func(c *listener.Config) { c.BatchRows, c.TriggerCheckInterval = 2000, 10*time.Millisecond })
+	e.awaitEmptyOutbox()
+	s := l.Status()
+	if s.Changes < 200_000 || s.Term != 1 || len(s.SessionsEnded) != 0 || s.LastProblem != "" {
+		t.Errorf("%d changes in term %d, ended %v, %s", s.Changes, s.Term, s.SessionsEnded, s.LastProblem)
+	}
+}

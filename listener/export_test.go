@@ -3,6 +3,7 @@ package listener
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -23,6 +24,13 @@ func (l *Listener) SetHooks(h Hooks) {
 // ListenOn makes LISTEN go to another channel, as a pooler in transaction mode
 // in effect does.
 func (l *Listener) ListenOn(channel string) { l.channel = channel }
+
+// SetMeasureTimeout is for tests that are not parallel. It returns what undoes it.
+func SetMeasureTimeout(d time.Duration) (undo func()) {
+	before := measureTimeout
+	measureTimeout = d
+	return func() { measureTimeout = before }
+}
 
 // Explain is what becomes of an error of Postgres.
 func Explain(err error) error { return explain("test", err) }
