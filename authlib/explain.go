@@ -50,8 +50,7 @@ func (a *Authenticator) Explain(ctx context.Context, ask event.EntryAsk) event.E
 	organization := ask.Organization
 	var sum [32]byte
 	if n, err := hex.Decode(sum[:], []byte(ask.Key)); err == nil && n == len(sum) {
-		key = e.key(ctx, sum, &r.Key)
-		if key.organization != "" {
+		if key = e.key(ctx, sum, &r.Key); key.source != Primary || key.organization != "" {
 			organization = key.organization
 		}
 	}
@@ -65,6 +64,8 @@ func (a *Authenticator) Explain(ctx context.Context, ask event.EntryAsk) event.E
 		r.Source = Primary.String()
 	case key.verdict != verdictActive:
 		r.Source, r.Verdict = key.source.String(), key.verdict
+	case organization == "": // such a key opens nothing
+		r.Source, r.Verdict = key.source.String(), verdictUnknown
 	default:
 		r.Source = max(key.source, of.source).String()
 		if of.source != Primary {

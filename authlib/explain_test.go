@@ -115,3 +115,20 @@ func TestExplain_OfASuspendedOrganization(t *testing.T) {
 		t.Errorf("of another key: %+v", r)
 	}
 }
+
+func TestExplain_OfAKeyWithoutAnOrganization(t *testing.T) {
+	s := newScene(t)
+	a := ready(t, start(t, s.config(t)))
+	token := newToken()
+	id := s.newKey(token)
+	s.exec(`ALTER TABLE api_keys ALTER organization_id DROP NOT NULL`)
+	s.exec(`UPDATE api_keys SET organization_id = NULL WHERE id::text = $1`, id)
+	for range 2 { // from the primary, then from memory
+		if _, err := a.Authenticate(within(t), token); err != ErrUnknown {
+			t.Fatal(err)
+		}
+	}
+	if r := a.Explain(within(t), event.EntryAsk{Key: event.KeyRef(token).ID, Organization: "of somebody"}); r.Source != "l1" || r.Verdict != "unknown" {
+		t.Errorf("got %+v", r)
+	}
+}

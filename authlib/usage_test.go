@@ -572,3 +572,21 @@ func TestUsage_DropsTheLeastLatelyUsedBeyondItsBound(t *testing.T) {
 		t.Errorf("after the end: %+v", s)
 	}
 }
+
+// A statement that a stopping node breaks off did not fail: what it was to write is
+// kept for the drain.
+func TestUsage_BrokenOffIsNoFailure(t *testing.T) {
+	s := newScene(t)
+	a := ready(t, start(t, s.usageConfig(t)))
+	token := newToken()
+	s.newKey(token)
+	mustAuth(t, a, token)
+	stopped, stop := context.WithCancel(context.Background())
+	stop()
+	if _, err := a.flushUsage(stopped); err == nil {
+		t.Fatal("it was written all the same")
+	}
+	if u := a.Status().Usage; u.Failed != 0 || u.Waiting != 1 {
+		t.Errorf("got %+v", u)
+	}
+}

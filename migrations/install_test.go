@@ -450,3 +450,44 @@ func (o onMessage) Handle(_ context.Context, record slog.Record) error {
 }
 func (o onMessage) WithAttrs([]slog.Attr) slog.Handler { return o }
 func (o onMessage) WithGroup(string) slog.Handler      { return o }
+
+// Another database grants a role something after Down has seen that nobody needs it.
+func TestDown_KeepsARoleThatIsNeededFromThatMomentOn(t *testing.T) {
+	t.Parallel()
+	server := testenv.OwnPostgres(t, testenv.PostgresOptions{}) // roles are of the whole server
+	url := testenv.DatabaseOn(t, server)
+	options := migrations.Options{Watch: watch.DefaultConfig(), ReferenceSchema: true, Roles: true}
+	if err := migrations.Up(deadline(t), url, options); err != nil {
+		t.Fatal(err)
+	}
+	other, watcher := connect(t, testenv.DatabaseOn(t, server)), connect(t, url)
+	tx, err := other.Begin(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(deadline(t), `GRANT CREATE ON SCHEMA public TO authfence_listener`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- migrations.Down(deadline(t), url, options) }()
+	for waits := false; !waits; time.Sleep(5 * time.Millisecond) {
+		if err := watcher.QueryRow(deadline(t), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DROP ROLE%')`).Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("down ended before the grant did: %v", err)
+		default:
+		}
+	}
+	if err := tx.Commit(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("down: %v", err)
+	}
+	var there bool
+	if err := watcher.QueryRow(deadline(t), `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'authfence_listener')`).Scan(&there); err != nil || !there {
+		t.Errorf("the role is there: %v, %v", there, err)
+	}
+}
