@@ -157,7 +157,7 @@ func (e *Events) Say(at time.Time, text string) error {
 }
 
 func (e *Events) say(style style, at time.Time, text string) error {
-	return e.print(style, fmt.Sprintf("%-12s  -- %s\n", at.Local().Format("15:04:05.000"), text))
+	return e.print(style, fmt.Sprintf("%-12s  -- %s\n", at.Local().Format("15:04:05.000"), clean(text)))
 }
 
 func (e *Events) print(style style, line string) error {
@@ -179,8 +179,9 @@ func shortRef(id string) string {
 	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
 		return id[:12]
 	}
-	if len(id) > 16 {
-		return id[:15] + "…"
+	id = clean(id)
+	if r := []rune(id); len(r) > 16 {
+		return string(r[:15]) + "…"
 	}
 	return id
 }

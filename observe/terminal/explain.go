@@ -42,7 +42,7 @@ func (x Explanation) Write(out io.Writer, color bool, now time.Time) error {
 	if len(x.Postgres) > 0 {
 		lines = append(lines, "Postgres says\n")
 		for _, line := range x.Postgres {
-			lines = append(lines, "  "+line+"\n")
+			lines = append(lines, "  "+clean(line)+"\n")
 		}
 		lines = append(lines, "\n")
 	}
@@ -85,9 +85,9 @@ func (x Explanation) nodes(e *Events, now time.Time) error {
 				verdict = "as Postgres says"
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\tkey\t%s\t%s\t%s from %s\n", n.Node, n.State, n.Position, memoryText(n.Key, now), redisText(n.Key), verdict, n.Source)
+		fmt.Fprintf(w, "%s\t%s\t%s\tkey\t%s\t%s\t%s from %s\n", n.Node, clean(n.State), n.Position, clean(memoryText(n.Key, now)), clean(redisText(n.Key)), clean(verdict), clean(n.Source))
 		if n.Organization != nil {
-			fmt.Fprintf(w, "\t\t\torganization\t%s\t%s\t\n", memoryText(*n.Organization, now), redisText(*n.Organization))
+			fmt.Fprintf(w, "\t\t\torganization\t%s\t%s\t\n", clean(memoryText(*n.Organization, now)), clean(redisText(*n.Organization)))
 		}
 	}
 	if err := w.Flush(); err != nil {

@@ -202,11 +202,11 @@ func styleOf(p *process) style {
 
 // row is the cells of a process, and a reason.
 func (n *Nodes) row(p *process, now time.Time) []string {
-	state, reason := p.State, p.Reason
+	state, reason := clean(p.State), clean(p.Reason)
 	if p.silent {
-		state, reason = "silent", "last heard "+short(now.Sub(p.seen))+" ago, "+p.State
+		state, reason = "silent", "last heard "+short(now.Sub(p.seen))+" ago, "+clean(p.State)
 	}
-	version := p.Version
+	version := clean(p.Version)
 	if version == "" {
 		version = "-"
 	}

@@ -113,7 +113,7 @@ func (r Receipts) write(e *Events, receipt observe.Receipt, c event.Change) erro
 	if !c.Wide {
 		ref = shortRef(c.Refs[0])
 		if more := len(c.Refs) - 1; more > 0 {
-			ref = fmt.Sprintf("%.8s… +%d", c.Refs[0], more)
+			ref = fmt.Sprintf("%.8s… +%d", clean(c.Refs[0]), more)
 		}
 	}
 	told, last := 0, time.Time{}

@@ -1,6 +1,9 @@
 package terminal
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // style is how a line looks where there are colours.
 type style string
@@ -13,6 +16,17 @@ const (
 	bad   style = "\x1b[31m"
 	good  style = "\x1b[32m"
 )
+
+// clean keeps control characters, which another process may have written, from the
+// terminal.
+func clean(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
+}
 
 func (s style) of(text string, color bool) string {
 	if !color || s == plain {

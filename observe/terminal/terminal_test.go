@@ -227,3 +227,30 @@ func TestReceipts_ShowWhoHasNotTold(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", first, want)
 	}
 }
+
+// What other processes say, and what ids hold, does not steer the terminal.
+func TestTerminal_IsNotSteeredByOthers(t *testing.T) {
+	const evil = "\x1b]0;pwned\a\x1b[2J\r\n"
+	var out strings.Builder
+	events := terminal.Events{Out: &out}
+	if err := events.Tell(observe.Item{Received: noon, Event: event.Event{Epoch: epoch, Position: event.Position{Term: 1, N: 1},
+		Changes: []event.Change{{Kind: event.Organization, Op: event.OpUpdate, At: noon, Refs: []string{evil}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := events.Tell(observe.Item{Notice: observe.Unreadable, Received: noon, Err: errors.New(evil)}); err != nil {
+		t.Fatal(err)
+	}
+	var nodes terminal.Nodes
+	nodes.Look([]event.StatusReply{{Name: "n", Role: event.RoleNode, State: evil, Reason: evil, Version: evil}}, noon)
+	if err := nodes.Write(&out, noon, true, false, 0); err != nil {
+		t.Fatal(err)
+	}
+	holding := event.Holding{Memory: evil, Refused: evil, Redis: "sealed", SealKey: evil, Stamp: &event.Mark{}, NotAdmitted: evil}
+	x := terminal.Explanation{Ref: "r", Postgres: []string{evil}, Note: "none", Nodes: []event.EntryReply{{Node: "n", State: evil, Source: evil, Verdict: evil, Key: holding, Organization: &holding}}}
+	if err := x.Write(&out, false, noon); err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsAny(out.String(), "\x1b\a\r") || !strings.Contains(out.String(), "pwned") {
+		t.Errorf("got %q", out.String())
+	}
+}
