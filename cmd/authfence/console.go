@@ -45,6 +45,9 @@ func (c consoleCommand) Run(ctx context.Context, s *stage) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--listen: %w", err)}
 	}
+	if address, ok := listener.Addr().(*net.TCPAddr); ok && !address.IP.IsLoopback() {
+		s.log.Warn("the console asks nobody who they are, and listens beyond this machine: put a proxy that does before it", "listen", listener.Addr().String())
+	}
 	hosts := make([]string, len(c.Host))
 	for i, host := range c.Host {
 		hosts[i] = strings.ToLower(host)
