@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -137,33 +136,15 @@ func (s *system) exec(sql string, arguments ...any) {
 // process is a child with what it said.
 type process struct {
 	*testenv.Child
-	out testenv.Output
+	out *testenv.Output
 }
 
 func (p *process) said() string { return p.out.String() }
 
-// start runs a command until the test ends, and shows what it said if the test
-// failed.
 func start(tb testing.TB, cmd *exec.Cmd) *process {
 	tb.Helper()
-	p := &process{}
-	cmd.Stdout, cmd.Stderr = &p.out, &p.out
-	var err error
-	if p.Child, err = testenv.StartChild(cmd); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		end, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := p.Stop(end); err != nil {
-			tb.Error(err)
-		}
-		if tb.Failed() {
-			text := p.said()
-			tb.Logf("%s:\n%s", strings.Join(cmd.Args, " "), text[max(0, len(text)-4000):])
-		}
-	})
-	return p
+	child, out := testenv.Spawn(tb, cmd)
+	return &process{child, out}
 }
 
 // service is an example that runs.

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/authfence/authfence/event"
 	"github.com/authfence/authfence/internal/testenv"
 )
@@ -33,23 +31,10 @@ func feed(t *testing.T, text string) {
 // A key is used, then revoked: what is said of it follows, from Postgres to Redis
 // and each node.
 func TestExplain_FollowsAKeyThroughItsRevocation(t *testing.T) {
-	t.Chdir(t.TempDir())
-	database := testenv.Database(t)
-	server := testenv.NATS(t, testenv.NATSOptions{})
-	t.Setenv("AUTHFENCE_POSTGRES_URL", database)
-	t.Setenv("AUTHFENCE_NATS_URL", server.URL())
+	db, _ := installed(t)
 	t.Setenv("AUTHFENCE_REDIS_URL", testenv.Redis(t).URL())
 	t.Setenv("AUTHFENCE_REDIS_PREFIX", "explain")
 	t.Setenv("AUTHFENCE_SEAL_KEYS", "k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
-		t.Fatalf("migrate: exit %d, %s", code, stderr)
-	}
-	db, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close(t.Context()) })
 	var id string
 	if err := db.QueryRow(t.Context(), `WITH o AS (INSERT INTO organizations (name) VALUES ('acme') RETURNING id)
 		INSERT INTO api_keys (organization_id, key_hash, name) SELECT id, sha256('secret-token'), 'ci' FROM o RETURNING id::text`).Scan(&id); err != nil {

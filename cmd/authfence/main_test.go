@@ -274,6 +274,26 @@ func TestMigrate_SaysWhichColumnIsMissing(t *testing.T) {
 	}
 }
 
+// installed is a database with the reference schema and its triggers, and a NATS,
+// both where commands find them.
+func installed(t *testing.T) (*pgx.Conn, *testenv.NATSServer) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	database, server := testenv.Database(t), testenv.NATS(t, testenv.NATSOptions{})
+	t.Setenv("AUTHFENCE_POSTGRES_URL", database)
+	t.Setenv("AUTHFENCE_NATS_URL", server.URL())
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
+		t.Fatalf("migrate: exit %d, %s", code, stderr)
+	}
+	db, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close(context.Background()) })
+	return db, server
+}
+
 // service is a subcommand that runs until the test ends it, in this process.
 type service struct {
 	url  string

@@ -8,31 +8,15 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-
-	"github.com/authfence/authfence/internal/testenv"
 )
 
 // A key is revoked by SQL. The audit has when that was in force on each node,
 // also after all of them are gone.
 func TestReceipts_SayWhenARevocationWasInForce(t *testing.T) {
-	t.Chdir(t.TempDir())
-	database := testenv.Database(t)
-	t.Setenv("AUTHFENCE_POSTGRES_URL", database)
-	t.Setenv("AUTHFENCE_NATS_URL", testenv.NATS(t, testenv.NATSOptions{}).URL())
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	db, _ := installed(t)
 	if code, _, stderr := authfence(t, "receipts"); code != exitFailed || !strings.Contains(stderr, "AUTHFENCE_AUDIT") || !strings.Contains(stderr, "--audit-max-age") {
 		t.Errorf("without a listener: exit %d, %s", code, stderr)
 	}
-	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
-		t.Fatalf("migrate: exit %d, %s", code, stderr)
-	}
-	db, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close(t.Context()) })
 	var id, ref string
 	if err := db.QueryRow(t.Context(), `WITH o AS (INSERT INTO organizations (name) VALUES ('acme') RETURNING id)
 		INSERT INTO api_keys (organization_id, key_hash) SELECT id, sha256('token') FROM o RETURNING id::text, encode(key_hash, 'hex')`).Scan(&id, &ref); err != nil {
@@ -130,14 +114,9 @@ func TestReceipts_SelfCheckAsNines(t *testing.T) {
 		}
 	}
 
-	t.Chdir(t.TempDir())
-	t.Setenv("AUTHFENCE_NATS_URL", testenv.NATS(t, testenv.NATSOptions{}).URL())
+	installed(t)
 	if code, stdout, stderr := authfence(t, "receipts", "--self-check"); code != exitUnmet || !strings.Contains(stderr, "no node") {
 		t.Errorf("without nodes: exit %d\n%s%s", code, stdout, stderr)
-	}
-	t.Setenv("AUTHFENCE_POSTGRES_URL", testenv.Database(t))
-	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
-		t.Fatalf("migrate: exit %d, %s", code, stderr)
 	}
 	start(t, "invalidate", "--name=node-1", "--health=127.0.0.1:0", "--announce", "--http=unix:"+filepath.Join(t.TempDir(), "s"))
 	var sum selfCheckJSON

@@ -7,29 +7,13 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-
-	"github.com/authfence/authfence/internal/testenv"
 )
 
 // NATS goes away for a while and a key is revoked meanwhile. Whoever has nothing
 // but the log at Info learns what was lost, when, what that meant, that it came
 // back, and how late the revocation was.
 func TestLogs_TellTheStoryOfANATSOutage(t *testing.T) {
-	t.Chdir(t.TempDir())
-	database, server := testenv.Database(t), testenv.NATS(t, testenv.NATSOptions{})
-	t.Setenv("AUTHFENCE_POSTGRES_URL", database)
-	t.Setenv("AUTHFENCE_NATS_URL", server.URL())
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
-		t.Fatalf("migrate: exit %d, %s", code, stderr)
-	}
-	db, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close(t.Context()) })
+	db, server := installed(t)
 	execute := func(sql string) {
 		t.Helper()
 		if _, err := db.Exec(t.Context(), sql); err != nil {

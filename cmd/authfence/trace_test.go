@@ -11,7 +11,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/proto"
 
@@ -76,20 +75,8 @@ func newCollector(t *testing.T) *collected {
 // A revocation is one trace: written, published, and in force on each node, as
 // processes of their own tell a collector.
 func TestTraces_OneFromTheCommitToTheLastNode(t *testing.T) {
-	t.Chdir(t.TempDir())
 	c := newCollector(t)
-	database := testenv.Database(t)
-	t.Setenv("AUTHFENCE_POSTGRES_URL", database)
-	t.Setenv("AUTHFENCE_NATS_URL", testenv.NATS(t, testenv.NATSOptions{}).URL())
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	if code, _, stderr := authfence(t, "migrate", "up", "--reference-schema"); code != exitOK {
-		t.Fatalf("migrate: exit %d, %s", code, stderr)
-	}
-	db, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close(t.Context()) })
+	db, _ := installed(t)
 	socket := filepath.Join(t.TempDir(), "s")
 	services := []*service{
 		start(t, "listen", "--name=listen-1", "--health=127.0.0.1:0", "--announce"),

@@ -182,7 +182,7 @@ func newSystem(t *testing.T) *system {
 	authfence := func(args ...string) (address string) {
 		cmd := exec.Command(testenv.Program(t, "./cmd/authfence"), append(args, "--health=127.0.0.1:0", "--announce")...)
 		cmd.Env = env
-		out := s.start(cmd)
+		_, out := testenv.Spawn(t, cmd)
 		s.eventually(args[0]+" announces its address", func() bool {
 			if said := announced.FindStringSubmatch(out.String()); said != nil {
 				address = said[1]
@@ -233,31 +233,9 @@ func (s *system) prometheus(dir string, targets map[string]string) (address stri
 	}
 	s.t.Cleanup(func() { _ = port.Close() })
 	address = net.JoinHostPort("127.0.0.1", strconv.Itoa(port.Number()))
-	s.start(exec.Command("prometheus", "--config.file="+filepath.Join(dir, "prometheus.yml"),
+	testenv.Spawn(s.t, exec.Command("prometheus", "--config.file="+filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+address))
 	return "http://" + address
-}
-
-func (s *system) start(cmd *exec.Cmd) *testenv.Output {
-	s.t.Helper()
-	out := &testenv.Output{}
-	cmd.Stdout, cmd.Stderr = out, out
-	child, err := testenv.StartChild(cmd)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := child.Stop(ctx); err != nil {
-			s.t.Error(err)
-		}
-		if s.t.Failed() {
-			text := out.String()
-			s.t.Logf("%s:\n%s", strings.Join(cmd.Args, " "), text[max(0, len(text)-3000):])
-		}
-	})
-	return out
 }
 
 func (s *system) eventually(what string, ok func() bool) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 )
 
@@ -18,6 +19,33 @@ func StartChild(cmd *exec.Cmd) (*Child, error) {
 		return nil, err
 	}
 	return &Child{process: p}, nil
+}
+
+// Spawn runs cmd until the test ends, and shows the end of what it said if the test failed.
+func Spawn(tb interface {
+	TB
+	Failed() bool
+	Errorf(format string, args ...any)
+}, cmd *exec.Cmd) (*Child, *Output) {
+	tb.Helper()
+	out := &Output{}
+	cmd.Stdout, cmd.Stderr = out, out
+	child, err := StartChild(cmd)
+	if err != nil {
+		tb.Fatalf("start %s: %v", strings.Join(cmd.Args, " "), err)
+	}
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		if err := child.Stop(ctx); err != nil {
+			tb.Errorf("stop %s: %v", strings.Join(cmd.Args, " "), err)
+		}
+		if tb.Failed() {
+			text := out.String()
+			tb.Logf("%s:\n%s", strings.Join(cmd.Args, " "), text[max(0, len(text)-4000):])
+		}
+	})
+	return child, out
 }
 
 // Done is closed when the process has ended.

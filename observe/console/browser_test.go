@@ -69,23 +69,8 @@ var address = regexp.MustCompile(`http://127\.0\.0\.1:\d+/`)
 func (s *site) start(args ...string) (*testenv.Child, *testenv.Output) {
 	s.t.Helper()
 	cmd := exec.Command(testenv.Program(s.t, "./cmd/authfence"), args...)
-	out := &testenv.Output{}
-	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, out, out
-	child, err := testenv.StartChild(cmd)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := child.Stop(ctx); err != nil {
-			s.t.Error(err)
-		}
-		if s.t.Failed() {
-			s.t.Logf("%v:\n%s", args, out.String())
-		}
-	})
-	return child, out
+	cmd.Env = s.env
+	return testenv.Spawn(s.t, cmd)
 }
 
 func (s *site) node(name string) *testenv.Child {
