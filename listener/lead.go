@@ -227,7 +227,8 @@ func (t *term) selfCheck(ctx context.Context) error {
 }
 
 // pace decides when to drain: at once when idle; under load once per gather
-// window, so that the commits of a busy writer share drains.
+// window, so that the commits of a busy writer share drains. Two changes that
+// happen to be close are no load: the second one does not wait.
 type pace struct {
 	gather time.Duration
 	tick   time.Duration // to the next look when nothing wakes
@@ -236,7 +237,15 @@ type pace struct {
 
 	start, end time.Time // of the last drain
 	busy       bool      // it found something
+
+	found [loadedAfter]time.Time // when the latest drains that found something began, oldest first
 }
+
+// loadedAfter drains that found something, each within a gather window of the one
+// before, make a load.
+const loadedAfter = 3
+
+func (p *pace) loaded(now time.Time) bool { return now.Sub(p.found[0]) < loadedAfter*p.gather }
 
 // idle reports that only the poll tick wants a drain.
 func (p *pace) idle() bool { return !p.changed && !p.asked && !p.backlog }
@@ -247,7 +256,7 @@ func (p *pace) due(now time.Time) time.Time {
 	switch {
 	case p.backlog:
 		return now
-	case p.changed && !(p.busy && recent):
+	case p.changed && !(recent && p.loaded(now)):
 		return now
 	case p.asked && !recent:
 		return now
@@ -260,6 +269,10 @@ func (p *pace) due(now time.Time) time.Time {
 func (p *pace) drained(start, end time.Time, d drained) {
 	p.start, p.end, p.busy, p.backlog = start, end, d.rows > 0, d.more
 	p.changed, p.asked = false, false
+	if p.busy {
+		copy(p.found[:], p.found[1:])
+		p.found[loadedAfter-1] = start
+	}
 }
 
 func (p *pace) looked(now time.Time) { p.start, p.busy = now, false }
