@@ -99,7 +99,7 @@ func TestAudit_EventInFlightIsNoFinding(t *testing.T) {
 func TestWalk_GoesRound(t *testing.T) {
 	c := newTier1(Config{L1Bytes: 1 << 20, MaxNegative: 10})
 	for i := range 100 {
-		c.insertKey([32]byte{byte(i)}, newKeyEntry(&keyRecord{ID: "x"}, origin{}))
+		c.insertKey([32]byte{byte(i)}, newKeyEntry(&keyRecord{ID: "x"}, life{}))
 	}
 	w := newWalk(c.keys.All)
 	seen := map[[32]byte]int{}

@@ -42,6 +42,7 @@ type Authenticator struct {
 	l1       *tier1
 	l2       *tier2 // nil: no Redis
 	desk     *desk
+	grants   grantsTable
 	count    counters
 
 	usage      *usage // nil: no uses are taken down

@@ -18,7 +18,8 @@ import (
 // BenchmarkAuthenticateHit measures a hit of the real thing: Postgres, a lease in
 // force over NATS, key and organization from L1. Its floor, measured in the same
 // run on the same keys, is what no such cache can do without: the SHA-256 of the
-// token, one Get of otter (without expiry) and one reading of the clock.
+// token, one Get of otter (without expiry), one look at what it found and one
+// reading of the clock.
 func BenchmarkAuthenticateHit(b *testing.B) {
 	for _, keys := range []int{1_000, 100_000} {
 		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
@@ -118,10 +119,10 @@ func newFloor(all []string) *floor {
 func (f *floor) get(token string) int64 {
 	e, ok := f.cache.GetIfPresent(sumOf(token))
 	now := invalidator.InstantOf(time.Now())
-	if !ok || e == nil {
+	if !ok {
 		panic("floor: a key is missing")
 	}
-	return now.Wall
+	return now.Wall - e.deadline
 }
 
 // fillL1 makes n keys of 40 bytes in one statement and authenticates each once.

@@ -76,7 +76,7 @@ func TestDependencies(t *testing.T) {
 func TestTier1_OrganizationIsMarkedWhenItLeaves(t *testing.T) {
 	newTier := func() *tier1 { return newTier1(Config{L1Bytes: 64 << 10, MaxNegative: 10}) }
 	entry := func(id string) *organizationEntry {
-		return newOrganizationEntry(&organizationRecord{ID: id, SuspendedAt: never}, origin{})
+		return newOrganizationEntry(&organizationRecord{ID: id, SuspendedAt: never}, life{})
 	}
 	t.Run("not admitted", func(t *testing.T) {
 		if !entry("a").gone.Load() {

@@ -48,35 +48,51 @@ type origin struct {
 	generation uint64              // of its kind in L1, at the insert
 	began      invalidator.Instant // when its own read of the primary began; zero: it came from L2
 	leased     bool                // a lease may vouch for it; else only its own read does
-	ttl        int64               // end of its time to live
+}
+
+// life is what an entry begins with.
+type life struct {
+	origin
+	ttl int64 // end of its time to live
 }
 
 // keyEntry is a key in L1. Only what it is composed with changes, and used.
+//
+// A hit on one of many keys finds nothing of it in the processor's caches, and
+// takes as long as it has lines of memory to wait for. So what a hit reads is one
+// aligned line of 64 bytes: up to the organization in first.
 type keyEntry struct {
 	origin
-	record *keyRecord // nil: there is no such key
-	// negative: when it was made, the row opened nothing, or there was none.
-	negative bool
 	// deadline is the first of ttl, expiry and revocation: a hit compares this
 	// one, and looks at the rest once it has passed.
 	deadline int64
 	composed atomic.Pointer[composition]
 	used     atomic.Int64 // Unix nanoseconds: the use that was taken down last; see usage
-	digest   [16]byte     // of the row, for the audit
+
+	first  composition // the first that composed points to: most have no other
+	ttl    int64
+	record *keyRecord  // nil: there is no such key
+	digest [16]byte    // of the row, for the audit
+	taken  atomic.Bool // first is, for good
+	// negative: when it was made, the row opened nothing, or there was none.
+	negative bool
+	_        [8]byte // to two lines: the allocator aligns what has their size
 }
 
 // organizationEntry is an organization in L1.
 type organizationEntry struct {
 	origin
-	record   *organizationRecord // nil: there is no such organization
-	deadline int64               // the first of ttl and suspension; notYet without a record
+	deadline int64 // the first of ttl and suspension; notYet without a record
 	// gone is set, for good, in the same step that takes the entry out of L1,
 	// for whatever reason: an event, a successor, or otter's want of room. So a
 	// key that points to its organization learns as much from the pointer as
 	// from a look-up, which would cost a hit a fifth of its time. An entry is
 	// born gone: one that rule 16 refused is not in L1, and no key may keep it.
 	gone   atomic.Bool
+	ttl    int64
+	record *organizationRecord // nil: there is no such organization
 	digest [16]byte
+	_      [48]byte // as in keyEntry
 }
 
 // composition is a key with the organization that it was last seen with.
@@ -85,16 +101,16 @@ type composition struct {
 	principal    Principal
 }
 
-func newKeyEntry(r *keyRecord, o origin) *keyEntry {
-	e := &keyEntry{origin: o, record: r, deadline: o.ttl, digest: keyDigest(r)}
+func newKeyEntry(r *keyRecord, o life) *keyEntry {
+	e := &keyEntry{origin: o.origin, ttl: o.ttl, record: r, deadline: o.ttl, digest: keyDigest(r)}
 	if r != nil {
 		e.deadline = min(o.ttl, r.end())
 	}
 	return e
 }
 
-func newOrganizationEntry(r *organizationRecord, o origin) *organizationEntry {
-	e := &organizationEntry{origin: o, record: r, deadline: notYet, digest: organizationDigest(r)}
+func newOrganizationEntry(r *organizationRecord, o life) *organizationEntry {
+	e := &organizationEntry{origin: o.origin, ttl: o.ttl, record: r, deadline: notYet, digest: organizationDigest(r)}
 	if r != nil {
 		e.deadline = min(o.ttl, r.end())
 	}
@@ -182,7 +198,11 @@ func (e *keyEntry) compose(o *organizationEntry) *composition {
 	if c := e.composed.Load(); c != nil && c.organization == o {
 		return c
 	}
-	c := &composition{organization: o, principal: Principal{key: e.record, organization: o.record}}
+	c := &e.first
+	if !e.taken.CompareAndSwap(false, true) {
+		c = new(composition) // somebody may still hold the first
+	}
+	*c = composition{organization: o, principal: Principal{key: e.record, organization: o.record}}
 	e.composed.Store(c)
 	return c
 }
@@ -190,8 +210,8 @@ func (e *keyEntry) compose(o *organizationEntry) *composition {
 // About what an entry takes beside its texts: the structs, otter's node with its
 // key, and their share of the table.
 const (
-	keyEntryBytes          = 512
-	organizationEntryBytes = 320
+	keyEntryBytes          = 432
+	organizationEntryBytes = 368
 )
 
 func (e *keyEntry) weight() uint32 {

@@ -101,7 +101,7 @@ func (e explanation) key(ctx context.Context, sum [32]byte, h *event.Holding) (p
 		if k.record != nil {
 			p.organization = k.record.OrganizationID
 		}
-		if e.memory(h, &k.origin, k.generation == l1.keyGeneration.Load()) {
+		if e.memory(h, &k.origin, k.ttl, k.generation == l1.keyGeneration.Load()) {
 			p.source, p.verdict = L1, h.Memory
 		}
 	}
@@ -125,7 +125,7 @@ func (e explanation) organization(ctx context.Context, id string, h *event.Holdi
 	if entry, found := l1.organizations.GetEntryQuietly(id); found {
 		o := entry.Value
 		h.Memory = verdictName(o.verdict(e.now.Wall))
-		if e.memory(h, &o.origin, o.generation == l1.organizationGeneration.Load()) {
+		if e.memory(h, &o.origin, o.ttl, o.generation == l1.organizationGeneration.Load()) {
 			p.source, p.verdict = L1, h.Memory
 		}
 	}
@@ -147,9 +147,9 @@ func (e explanation) organization(ctx context.Context, id string, h *event.Holdi
 }
 
 // memory says of an entry whether it may be answered with (rule 19).
-func (e explanation) memory(h *event.Holding, o *origin, ofNow bool) bool {
-	if o.ttl != never {
-		until := time.Unix(0, o.ttl).UTC().Truncate(time.Millisecond)
+func (e explanation) memory(h *event.Holding, o *origin, ttl int64, ofNow bool) bool {
+	if ttl != never {
+		until := time.Unix(0, ttl).UTC().Truncate(time.Millisecond)
 		h.Until = &until
 	}
 	staleness := e.a.cfg.MaxStaleness
@@ -157,7 +157,7 @@ func (e explanation) memory(h *event.Holding, o *origin, ofNow bool) bool {
 	switch {
 	case !ofNow:
 		h.Refused = "it was evicted with all of its kind"
-	case e.now.Wall >= o.ttl:
+	case e.now.Wall >= ttl:
 		h.Refused = "its time to live is over"
 	case o.servable(e.now, leased, staleness):
 		return true

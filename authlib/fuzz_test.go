@@ -129,7 +129,7 @@ func FuzzOpenedL2(f *testing.F) {
 			if err != nil || back.ID != k.ID || back.end() != k.end() || !slices.Equal(back.Columns, k.Columns) {
 				t.Errorf("%+v, again %+v, %v", k, back, err)
 			}
-			newKeyEntry(k, origin{}).weight()
+			newKeyEntry(k, life{}).weight()
 		}
 		if o, err := decodeOrganization("o", body.Row); err == nil {
 			back, err := decodeOrganization("o", encodeOrganization(o))

@@ -216,8 +216,7 @@ func (a *Authenticator) queryKeys(ctx context.Context, conn *pgxpool.Conn, catal
 			k = &keyRecord{ID: *id, OrganizationID: text(organization), ExpiresAt: deadlineOf(expires), RevokedAt: deadlineOf(revoked)}
 			k.over = k.verdict(now.UnixNano())
 			if permissions != nil {
-				k.Permissions = json.RawMessage(*permissions)
-				k.permissions = ParsePermissions(k.Permissions)
+				k.Permissions, k.permissions = a.grants.of(*permissions)
 			}
 			if k.Columns, err = loadedColumns(catalog.Config.APIKey.Load, loaded); err != nil {
 				return nil, err
@@ -425,7 +424,7 @@ func (a *Authenticator) landKeys(batch []*flight, r *reading, lease *invalidator
 	for i, f := range batch {
 		k := r.keys[i]
 		res := result{source: Primary, lease: lease, began: r.began, leased: r.leased}
-		o := origin{began: r.began, leased: r.leased, ttl: a.ttlFrom(now, a.cfg.TTL)}
+		o := life{origin{began: r.began, leased: r.leased}, a.ttlFrom(now, a.cfg.TTL)}
 		res.key = a.rememberKey(k, o, now)
 		res.admitted = a.fill(r.stamp, f.ref, func() { a.l1.insertKey(f.sum, res.key) })
 		if k != nil {
@@ -448,7 +447,7 @@ func (a *Authenticator) landKeys(batch []*flight, r *reading, lease *invalidator
 // rememberKey makes the entry of a row. What opens nothing is remembered as long
 // and in the same place whether there is no row, or it is revoked or expired: or
 // the time that the next refusal takes would tell a dead key from a wrong guess.
-func (a *Authenticator) rememberKey(k *keyRecord, o origin, now time.Time) *keyEntry {
+func (a *Authenticator) rememberKey(k *keyRecord, o life, now time.Time) *keyEntry {
 	negative := k == nil || k.end() <= now.UnixNano()
 	switch {
 	case negative:
@@ -471,7 +470,7 @@ func (a *Authenticator) landOrganizations(batch []*flight, r *reading, lease *in
 }
 
 func (a *Authenticator) admitOrganization(id string, record *organizationRecord, r *reading, now time.Time) (*organizationEntry, bool) {
-	o := origin{began: r.began, leased: r.leased, ttl: a.ttlFrom(now, a.cfg.TTL)}
+	o := life{origin{began: r.began, leased: r.leased}, a.ttlFrom(now, a.cfg.TTL)}
 	if record == nil {
 		o.ttl = a.ttlFrom(now, a.cfg.NegativeTTL)
 	}

@@ -245,11 +245,12 @@ func (a *Authenticator) landFromL2(ctx context.Context, f *flight, value []byte)
 	var insert func()
 	if err == nil {
 		now := a.now()
-		o := origin{leased: true, ttl: a.ttlFrom(now, a.cfg.TTL)}
+		o := life{origin{leased: true}, a.ttlFrom(now, a.cfg.TTL)}
 		o.ttl = min(o.ttl, time.Unix(body.Until, 0).UnixNano())
 		if f.ref.Kind == event.APIKey {
 			var record *keyRecord
 			if record, err = decodeKey(body.Row); err == nil {
+				record.Permissions, record.permissions = a.grants.of(string(record.Permissions))
 				r.key = a.rememberKey(record, o, now)
 				insert = func() { a.l1.insertKey(f.sum, r.key) }
 			}

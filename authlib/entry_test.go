@@ -1,0 +1,36 @@
+package authlib
+
+import (
+	"testing"
+	"unsafe"
+)
+
+// What a hit reads of an entry must not spread over more lines of memory than it
+// has to: see keyEntry.
+func TestEntries_KeepWhatAHitReadsInOneLine(t *testing.T) {
+	const line = 64
+	var k keyEntry
+	if n := unsafe.Sizeof(k); n != 2*line {
+		t.Errorf("a keyEntry has %d bytes, and so no alignment", n)
+	}
+	if end := unsafe.Offsetof(k.used) + unsafe.Sizeof(k.used); end > line {
+		t.Errorf("what a hit reads of a key ends at byte %d", end)
+	}
+	if end := unsafe.Offsetof(k.first) + unsafe.Offsetof(k.first.organization) + unsafe.Sizeof(k.first.organization); end > line {
+		t.Errorf("what a hit reads of the first composition ends at byte %d", end)
+	}
+	var o organizationEntry
+	if n := unsafe.Sizeof(o); n != 2*line {
+		t.Errorf("an organizationEntry has %d bytes, and so no alignment", n)
+	}
+	if end := unsafe.Offsetof(o.gone) + unsafe.Sizeof(o.gone); end > line {
+		t.Errorf("what a hit reads of an organization ends at byte %d", end)
+	}
+	addresses := make([]*keyEntry, 1000)
+	for i := range addresses {
+		addresses[i] = new(keyEntry)
+		if at := uintptr(unsafe.Pointer(addresses[i])); at%line != 0 {
+			t.Fatalf("an entry begins at %#x, within a line", at)
+		}
+	}
+}
