@@ -8,20 +8,22 @@ FUZZTIME  ?= 20s
 SEED      ?= 0
 CHAOS     ?= 8m
 SOAK      ?= 30m
+COUNT     ?= 6
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOSEC       = github.com/securego/gosec/v2/cmd/gosec@v2.29.0
+BENCHSTAT   = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## Print this.
-	@sed -n 's/^\([a-z]*\): [^#]*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\): [^#]*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: P=$(P) packages tested at once; BENCH='$(BENCH)' BENCHTIME=$(BENCHTIME) FUZZTIME=$(FUZZTIME)"
-	@echo "             SEED=$(SEED) (0: a random one) CHAOS=$(CHAOS) SOAK=$(SOAK)"
+	@echo "             SEED=$(SEED) (0: a random one) CHAOS=$(CHAOS) SOAK=$(SOAK) COUNT=$(COUNT)"
 
 .PHONY: demo
 demo: prepare build ## Show it all on a real Postgres, NATS and Redis with three API nodes (about 30 s).
@@ -30,14 +32,37 @@ demo: prepare build ## Show it all on a real Postgres, NATS and Redis with three
 .PHONY: test
 test: prepare-test ## Run all tests on real services, with the race detector.
 	$(GO) test -race -shuffle=on -timeout 20m -p $(P) ./...
+	cd bench && $(GO) test -race -shuffle=on -timeout 20m -p $(P) ./...
 	cd deploy/test && $(GO) test -shuffle=on ./...
 
 .PHONY: check
 check: format vet staticcheck gosec test ## What a change must pass: gofmt, vet, staticcheck, gosec, test.
 
-.PHONY: bench
-bench: prepare-bench ## Run the benchmarks, one package at a time; each measures its own floor.
+.PHONY: bench bench-quick
+bench: prepare ## Measure authfence beside what people use today, and how its costs grow (about 12 min). PAGE=1: into docs/benchmarks.md.
+	@cd bench && $(GO) run ./run $(if $(PAGE),-page ../docs/benchmarks.md)
+bench-quick: prepare ## The same in small (about 2 min).
+	@cd bench && $(GO) run ./run -quick
+
+.PHONY: microbench
+microbench: prepare-bench ## Run the Go benchmarks, one package at a time; each measures its own floor.
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
+	cd bench && $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m -p 1 ./...
+
+.PHONY: bench-compare bench-baseline
+bench-compare: bench/out/ratios.txt ## Compare the ratios of the benchmarks with those that are committed (about 8 min).
+	cd bench && $(GO) run $(BENCHSTAT) baseline.txt out/ratios.txt
+bench-baseline: bench/out/ratios.txt ## Make them the ones to compare with.
+	cp bench/out/ratios.txt bench/baseline.txt
+
+# Only ratios are kept: they mean the same on another machine. A percentile needs samples, not seconds.
+.PHONY: bench/out/ratios.txt
+bench/out/ratios.txt: prepare-bench
+	@mkdir -p bench/out
+	$(GO) test -run '^$$' -bench 'AuthenticateHit|Gateway' -count $(COUNT) -timeout 60m -p 1 ./authlib ./gateway > bench/out/benchmarks.txt
+	cd bench && $(GO) test -run '^$$' -bench 'Drain$$|Writers/notify=on/conns=(4|16)$$' -count $(COUNT) -timeout 60m . >> out/benchmarks.txt
+	cd bench && $(GO) test -run '^$$' -bench 'CommitToEvict/nats=process' -benchtime 500x -count $(COUNT) -timeout 60m . >> out/benchmarks.txt
+	cd bench && $(GO) run ./ratios < out/benchmarks.txt > out/ratios.txt
 
 .PHONY: model
 model: ## Search the protocol's model in wider scopes than the tests do (about 2 min, 1.2 GB).
@@ -93,9 +118,11 @@ format:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:" $$unformatted; exit 1; fi
 vet:
 	$(GO) vet ./...
+	cd bench && $(GO) vet ./...
 	cd deploy/test && $(GO) vet ./...
 staticcheck:
 	$(GO) run $(STATICCHECK) ./...
+	cd bench && $(GO) run $(STATICCHECK) ./...
 	cd deploy/test && $(GO) run $(STATICCHECK) ./...
 # G115: every conversion was read; docs/security.md says why it is off.
 gosec:
