@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -92,7 +93,7 @@ func (r *Results) GoalTable() string {
 }
 
 func thousands(v float64) string {
-	if v < 10 && v > 0 {
+	if v < 10 && v != math.Trunc(v) {
 		return fmt.Sprintf("%.1f", v)
 	}
 	return grouped(fmt.Sprintf("%.0f", v))
