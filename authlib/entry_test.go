@@ -5,6 +5,21 @@ import (
 	"unsafe"
 )
 
+// Who holds the principal of a key goes on holding what it was told, when the key is
+// composed with another row of its organization.
+func TestCompose_LeavesTheFirstAlone(t *testing.T) {
+	e := newKeyEntry(&keyRecord{ID: "k", OrganizationID: "o"}, life{})
+	before, after := newOrganizationEntry(&organizationRecord{ID: "o"}, life{}), newOrganizationEntry(&organizationRecord{ID: "o", Unrestricted: true}, life{})
+	first := &e.compose(before).principal
+	if first != &e.compose(before).principal {
+		t.Error("the same organization makes another composition")
+	}
+	second := &e.compose(after).principal
+	if first.organization != before.record || second.organization != after.record || &e.compose(after).principal != second {
+		t.Error("a principal that somebody holds was changed")
+	}
+}
+
 // What a hit reads of an entry must not spread over more lines of memory than it
 // has to: see keyEntry.
 func TestEntries_KeepWhatAHitReadsInOneLine(t *testing.T) {
