@@ -24,15 +24,7 @@ func TestMain(m *testing.M) {
 func TestRun_ShowsWhatEachDesignIs(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	s, err := site.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := site.ForTest(ctx, t)
 	o := compare.Quick()
 	o.Keys, o.Changes, o.Users, o.PacedRate = []int{6000}, []int{0, 40}, 20, 200
 	o.Slices, o.Slice, o.Reference, o.Paced = 1, 100*time.Millisecond, 100*time.Millisecond, time.Second

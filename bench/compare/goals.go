@@ -16,7 +16,7 @@ import (
 
 // paired measures what the goals compare in many short slices, each of all of
 // them in turn: what the machine does meanwhile to one it does to all.
-func (r *run) paired(ctx context.Context) ([]report.Goal, error) {
+func (r *run) paired(ctx context.Context) (_ []report.Goal, err error) {
 	fmt.Fprintf(r.Out, "goals: %d rounds of four services in turn\n", r.Rounds)
 	names := []string{designs.NameNoAuth, designs.NameBareL1, designs.NameOurs, designs.NameNoCache}
 	crowds := make([]*load.Crowd, len(names))
@@ -30,7 +30,11 @@ func (r *run) paired(ctx context.Context) ([]report.Goal, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = close() }()
+		defer func() {
+			if closeErr := close(); err == nil {
+				err = closeErr
+			}
+		}()
 		services[i], crowds[i] = p, r.newCrowd(p)
 		defer crowds[i].Close()
 		if d.Cached {

@@ -40,12 +40,8 @@ func Span(ms float64) string {
 // Tables is a table for each workload, in Markdown.
 func (r *Results) Tables() string {
 	var b strings.Builder
-	last := ""
-	for i := range r.Designs {
-		if w := r.Designs[i].Workload; !strings.Contains(last, "|"+w+"|") {
-			last += "|" + w + "|"
-			r.table(&b, w)
-		}
+	for _, w := range r.workloads() {
+		r.table(&b, w)
 	}
 	return b.String()
 }

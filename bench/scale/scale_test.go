@@ -22,15 +22,7 @@ func TestMain(m *testing.M) {
 func TestRun_MeasuresEveryPart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	s, err := site.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := site.ForTest(ctx, t)
 	o := scale.Options{
 		Nodes: []int{1, 5}, Idle: time.Second, Busy: time.Second, Rate: 20, Last: 5,
 		Keys: []int{2000}, Backlog: 20_000, Writers: []int{2}, Pairs: 1, Round: 200 * time.Millisecond, Out: t.Output(),

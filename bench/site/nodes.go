@@ -45,10 +45,9 @@ func (c *crowd) Flush() {}
 
 // CrowdStatus is what all nodes of a process counted together.
 type CrowdStatus struct {
-	Asks, Events, Refs, Resets uint64
-	Fresh                      int
-	Floors                     int
-	HeapBytes                  uint64 // alive after a collection, and stacks
+	Asks, Refs uint64
+	Fresh      int
+	Floors     int
 }
 
 func serveNodes(ctx context.Context, mux *http.ServeMux, r role) error {
@@ -87,9 +86,7 @@ func serveNodes(ctx context.Context, mux *http.ServeMux, r role) error {
 		for _, n := range c.nodes {
 			status := n.Status()
 			s.Asks += status.Stats.Asks
-			s.Events += status.Stats.Events
 			s.Refs += status.Stats.Refs
-			s.Resets += status.Stats.Resets() - status.Stats.ResetsStart
 			s.Floors += status.Floors
 			if status.Phase == invalidator.Fresh {
 				s.Fresh++

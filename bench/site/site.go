@@ -67,7 +67,7 @@ func Start(ctx context.Context) (_ *Site, err error) {
 	if s.Admin, err = pgx.Connect(ctx, s.Postgres.URL("postgres")); err != nil {
 		return nil, err
 	}
-	password := func() string { u, _ := url.Parse(s.Postgres.URL("postgres")); p, _ := u.User.Password(); return p }()
+	password, _ := s.superuser("postgres").User.Password()
 	for _, name := range []string{roleService, roleListener} {
 		if _, err := s.Admin.Exec(ctx, fmt.Sprintf(`CREATE ROLE %s SUPERUSER LOGIN PASSWORD '%s'`, name, password)); err != nil {
 			return nil, err
@@ -100,13 +100,18 @@ func (s *Site) Close() error {
 
 // as is the URL of a database for a role.
 func (s *Site) as(role, database string) string {
+	u := s.superuser(database)
+	password, _ := u.User.Password()
+	u.User = url.UserPassword(role, password)
+	return u.String()
+}
+
+func (s *Site) superuser(database string) *url.URL {
 	u, err := url.Parse(s.Postgres.URL(database))
 	if err != nil {
 		panic(err) // made by us
 	}
-	password, _ := u.User.Password()
-	u.User = url.UserPassword(role, password)
-	return u.String()
+	return u
 }
 
 // Env is what designs are told, for a database.

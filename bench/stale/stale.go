@@ -42,7 +42,6 @@ const judges = 8
 type Writer struct {
 	Settings
 	pool  *pgxpool.Pool
-	hook  designs.Hook
 	stop  context.CancelFunc
 	group sync.WaitGroup
 
@@ -69,7 +68,7 @@ func Start(ctx context.Context, s Settings) (*Writer, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	w := &Writer{Settings: s, pool: pool, hook: s.Hook, stop: stop}
+	w := &Writer{Settings: s, pool: pool, stop: stop}
 	if s.Rate > 0 {
 		work := make(chan struct{}, workers)
 		w.group.Go(func() { w.pace(ctx, work) })
@@ -158,8 +157,8 @@ func (w *Writer) change(ctx context.Context, key int, sql string, argument any, 
 }
 
 func (w *Writer) tell(ctx context.Context, key int, outside bool, err error) error {
-	if err == nil && !outside && w.hook != nil {
-		err = w.hook.Changed(ctx, designs.Token(key))
+	if err == nil && !outside && w.Hook != nil {
+		err = w.Hook.Changed(ctx, designs.Token(key))
 	}
 	if err != nil && ctx.Err() == nil {
 		w.failed.CompareAndSwap(nil, &err)
@@ -290,8 +289,8 @@ func (j *Judge) one(ctx context.Context, key int, until time.Time, remaining fun
 }
 
 // Polling: often while a change may be on its way, then from one to the next the
-// pause grows by a quarter, up to the longest; once a key is refused it is asked for as long again as a slow read may take to
-// bring it back.
+// pause grows by a quarter, up to the longest. A key that was refused is asked for
+// until a slow read would have brought it back.
 const (
 	firstPause   = 400 * time.Microsecond
 	often        = 10 * time.Millisecond
